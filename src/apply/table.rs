@@ -1,0 +1,77 @@
+//! Both copies of a disk's partition table, read and written in the order that survives a cut.
+//! Side: both read; the initrd writes.
+
+use crate::error::{Doing, Result};
+use crate::format::gpt::{BadCopy, Copy, SectorBytes, Table, locate};
+use crate::platform::Disk;
+
+/// Both copies, each checked by itself.
+pub struct Tables {
+    /// At LBA 1.
+    pub primary: Result<Table, BadCopy>,
+    /// Where the primary says; at the last LBA when there is no valid primary.
+    pub backup: Result<Table, BadCopy>,
+}
+
+impl Tables {
+    /// The copy.
+    pub fn get(&self, copy: Copy) -> Option<&Table> {
+        match copy {
+            Copy::Primary => self.primary.as_ref().ok(),
+            Copy::Backup => self.backup.as_ref().ok(),
+        }
+    }
+}
+
+/// Reads both copies. Changes nothing. An unreadable disk is an error, a bad copy is a fact.
+pub fn read(disk: &dyn Disk) -> Result<Tables> {
+    let what = || format!("cannot read the partition table of {}", disk.name());
+    let sector = SectorBytes::new(disk.sector_bytes())
+        .ok_or_else(|| std::io::Error::other("sectors of neither 512 nor 4096 bytes"))
+        .doing(what)?;
+    let last_lba = (disk.size_bytes() / sector.get()).saturating_sub(1);
+    let primary = read_copy(disk, sector, 1).doing(what)?;
+    let backup_lba = primary.as_ref().map_or(last_lba, |(_, other)| *other);
+    let backup = read_copy(disk, sector, backup_lba).doing(what)?;
+    Ok(Tables { primary: primary.map(|(table, _)| table), backup: backup.map(|(table, _)| table) })
+}
+
+fn read_copy(
+    disk: &dyn Disk,
+    sector: SectorBytes,
+    lba: u64,
+) -> std::io::Result<Result<(Table, u64), BadCopy>> {
+    let mut header = vec![0; usize::try_from(sector.get()).map_err(std::io::Error::other)?];
+    disk.read(lba * sector.get(), &mut header)?;
+    let located = match locate(&header, lba, sector, disk.size_bytes()) {
+        Ok(located) => located,
+        Err(bad) => return Ok(Err(bad)),
+    };
+    let mut array = vec![0; located.array_bytes];
+    disk.read(located.array_offset, &mut array)?;
+    let other = located.other_lba;
+    Ok(located.complete(array).map(|table| (table, other)))
+}
+
+/// Writes one copy: durable, and read back from the medium, when this returns. Writes nothing when
+/// it is there already.
+pub fn write(disk: &mut dyn Disk, table: &Table) -> Result<()> {
+    let what = format!("cannot write the partition table of {}", disk.name());
+    let extents = table.encode().doing(|| what.clone())?;
+    for extent in &extents {
+        let mut present = vec![0; extent.bytes.len()];
+        disk.read(extent.offset, &mut present).doing(|| what.clone())?;
+        if present == extent.bytes {
+            continue;
+        }
+        disk.write(extent.offset, &extent.bytes).doing(|| what.clone())?;
+        disk.flush().doing(|| what.clone())?;
+        disk.forget_cache().doing(|| what.clone())?;
+        disk.read(extent.offset, &mut present).doing(|| what.clone())?;
+        if present != extent.bytes {
+            return Err(crate::error::Error::new(what)
+                .because("what was read back is not what was written"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! Arguments to commands. Side: both. Pure.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Recovery agent of image-based Linux systems: the running OS stages a request, the initrd applies
+/// it at the next boot.
+#[derive(Debug, Parser)]
+#[command(name = "restage", version, after_help = EXIT_STATUS)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_STATUS: &str = "Exit status: 0 done, or nothing to do; 1 unexpected failure, nothing committed; \
+2 usage; 3 refused, nothing changed; 4 failed after commit, will resume at the next run; 5 done, reboot needed.";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Stage a factory reset for the next boot
+    FactoryReset(FactoryReset),
+    /// Tell what is staged, what is running, and what happened
+    Status(Status),
+    /// Withdraw what is staged and not yet committed
+    Cancel(Cancel),
+    /// What runs in the initrd
+    #[command(subcommand)]
+    Initrd(Initrd),
+}
+
+/// `restage factory-reset`.
+#[derive(Debug, Args)]
+pub struct FactoryReset {
+    /// Options as a JSON object, or @FILE: allow_tpm_reset_failure, wipe_existing_seeds, seeds
+    #[arg(short = 'd', long = "data", value_name = "JSON|@FILE")]
+    pub data: Option<String>,
+    /// Reboot once it is staged
+    #[arg(long)]
+    pub reboot: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub force: bool,
+    /// Replace a request that is staged already
+    #[arg(long)]
+    pub replace: bool,
+    /// Print the plan, step by step, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Where to work.
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// `restage status`.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Print the log of the last operation too
+    #[arg(long, conflicts_with = "json")]
+    pub log: bool,
+    /// Where to look.
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// `restage cancel`.
+#[derive(Debug, Args)]
+pub struct Cancel {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Where to work.
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// `restage initrd …`.
+#[derive(Debug, Subcommand)]
+pub enum Initrd {
+    /// Apply a staged factory reset, or resume one
+    Reset(Reset),
+}
+
+/// `restage initrd reset`.
+#[derive(Debug, Args)]
+pub struct Reset {
+    /// Where to work.
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// Where to work. Without these everything is found; with them nothing is booted or mounted.
+#[derive(Debug, Default, Args)]
+pub struct Place {
+    /// Work offline on this block device or disk-image file
+    #[arg(long, value_name = "PATH", requires = "esp")]
+    pub disk: Option<PathBuf>,
+    /// The directory that holds the files of the disk's ESP
+    #[arg(long, value_name = "DIR")]
+    pub esp: Option<PathBuf>,
+    /// The TPM: device:/dev/tpmrm0, swtpm:host=127.0.0.1,port=2321, or none
+    #[arg(long, value_name = "CONF")]
+    pub tcti: Option<String>,
+    /// The OS's layout [default: /usr/lib/restage/profile.json, else IncusOS's]
+    #[arg(long, value_name = "FILE")]
+    pub profile: Option<PathBuf>,
+}
+
+impl Place {
+    /// Whether the machine that this runs on is left alone.
+    #[must_use]
+    pub fn is_offline(&self) -> bool {
+        self.disk.is_some() || self.esp.is_some()
+    }
+}

@@ -1,0 +1,22 @@
+//! The command table: one call a command, the error chain printed once, one place for exit codes.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use restage::cli::{Cli, Command, Initrd};
+use restage::command::{Exit, initrd, os};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match &cli.command {
+        Command::FactoryReset(arguments) => os::factory_reset(arguments),
+        Command::Status(arguments) => os::status(arguments),
+        Command::Cancel(arguments) => os::cancel(arguments),
+        Command::Initrd(Initrd::Reset(arguments)) => initrd::reset(arguments),
+    };
+    let exit = result.unwrap_or_else(|error| {
+        eprintln!("restage: {}", error.chain());
+        Exit::Failed
+    });
+    ExitCode::from(exit.status())
+}

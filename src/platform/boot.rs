@@ -1,0 +1,84 @@
+//! What the boot does next: wait, go on, reboot, hold.
+//! Side: initrd.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::console;
+
+/// udev's queue exists as long as it has something to do.
+const UDEV_QUEUE: &str = "/run/udev/queue";
+const SETTLE_WAIT: Duration = Duration::from_secs(10);
+/// The reason of a hold is repeated this often: the console scrolls.
+const REPEAT_EVERY: Duration = Duration::from_secs(60);
+
+/// Waits until `look` finds something, at most `limit`; says what it waits for.
+pub fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let begin = Instant::now();
+    let mut said = false;
+    loop {
+        if let Some(found) = look() {
+            return Some(found);
+        }
+        if begin.elapsed() >= limit {
+            return None;
+        }
+        if !said && begin.elapsed() >= Duration::from_secs(3) {
+            said = true;
+            log::info!("waiting for {what}, at most {} s", limit.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// As long as this file is there, `emergency.service` opens no shell (see `initrd/`).
+const NO_SHELL: &str = "/run/restage/committed";
+
+/// A committed reset is, or may be, under way.
+pub fn forbid_shell() {
+    let made =
+        std::fs::create_dir_all("/run/restage").and_then(|()| std::fs::File::create(NO_SHELL));
+    if let Err(error) = made {
+        log::warn!("cannot make {NO_SHELL}: {error}");
+    }
+}
+
+/// It is not, or not any more.
+pub fn allow_shell() {
+    if let Err(error) = std::fs::remove_file(NO_SHELL) {
+        log::warn!("cannot remove {NO_SHELL}: {error}");
+    }
+}
+
+/// Waits until udev has seen what was changed.
+pub fn settle() {
+    let idle = || (!Path::new(UDEV_QUEUE).exists()).then_some(());
+    if wait_for("udev to settle", SETTLE_WAIT, idle).is_none() {
+        log::warn!("udev did not settle");
+    }
+}
+
+/// Asks systemd for a clean reboot, in which the kernel sends `TPM2_Shutdown`, and waits for it: this
+/// process must not end before, or the boot would go on.
+pub fn reboot() -> ! {
+    // systemd starts reboot.target, irreversibly, on this signal (systemd(1), SIGRTMIN+5).
+    let signal = libc::SIGRTMIN() + 5;
+    loop {
+        // SAFETY: kill(2) with plain integers.
+        if unsafe { libc::kill(1, signal) } != 0 {
+            log::error!("cannot ask for a reboot: {}", std::io::Error::last_os_error());
+        }
+        std::thread::sleep(Duration::from_secs(90));
+    }
+}
+
+/// Holds the boot for ever, and says why. Only a power cycle leads out, and it tries once more.
+pub fn hold(lines: &[String]) -> ! {
+    loop {
+        for line in lines {
+            log::error!("HOLD: {line}");
+        }
+        console::status("holding: a committed reset cannot go on");
+        std::thread::sleep(REPEAT_EVERY);
+    }
+}

@@ -1,0 +1,122 @@
+//! Where log lines go: the journal, with their priority and the request id; the kernel log when
+//! there is no journal; the console in the initrd; and a copy in memory for the operation's log file.
+//! Side: both.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::net::UnixDatagram;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+
+/// The copy in memory; older lines go first.
+const MAX_RECORDED_BYTES: usize = 128 * 1024;
+
+/// Where lines go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sink {
+    /// A person reads standard error.
+    Terminal,
+    /// The journal reads standard error, a person reads the console.
+    Boot,
+}
+
+struct Logger {
+    sink: Sink,
+    journal: bool,
+    begin: Instant,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    id: Option<String>,
+    recorded: String,
+}
+
+static LOGGER: std::sync::OnceLock<Logger> = std::sync::OnceLock::new();
+
+/// Chooses the sink, once.
+pub fn start(sink: Sink) {
+    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    let state = Mutex::new(State::default());
+    let logger = LOGGER.get_or_init(|| Logger { sink, journal, begin: Instant::now(), state });
+    if log::set_logger(logger).is_ok() {
+        log::set_max_level(LevelFilter::Info);
+    }
+}
+
+/// All further lines carry this request id.
+pub fn set_id(id: &str) {
+    if let Some(mut state) = LOGGER.get().and_then(|logger| logger.state.lock().ok()) {
+        state.id = Some(id.to_owned());
+    }
+}
+
+/// The lines so far.
+#[must_use]
+pub fn recorded() -> String {
+    let state = LOGGER.get().and_then(|logger| logger.state.lock().ok());
+    state.map(|state| state.recorded.clone()).unwrap_or_default()
+}
+
+/// Tells systemd in one line what is going on (`systemctl status`).
+pub fn status(text: &str) {
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let message = format!("STATUS={text}");
+    // Nobody depends on this line.
+    let _ = UnixDatagram::unbound().and_then(|s| s.send_to(message.as_bytes(), socket));
+}
+
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
+    }
+}
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        // The TPM library logs each error that it also returns.
+        metadata.level() <= Level::Info && !metadata.target().starts_with("tss_esapi")
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let text = record.args().to_string();
+        let level = priority(record.level());
+        let Ok(mut state) = self.state.lock() else { return };
+        let id = state.id.as_deref().map(|id| format!(" [{id}]")).unwrap_or_default();
+        let seconds = self.begin.elapsed().as_secs_f64();
+        state.recorded.push_str(&format!("<{level}> {seconds:8.3}{id} {text}\n"));
+        let excess = state.recorded.len().saturating_sub(MAX_RECORDED_BYTES);
+        if excess > 0 {
+            let cut = state.recorded.get(excess..).and_then(|rest| rest.find('\n'));
+            state.recorded.drain(..excess + cut.map_or(0, |at| at + 1));
+        }
+        // A log line that cannot be written must not stop a reset: errors are passed over below.
+        match self.sink {
+            Sink::Terminal => {
+                let _ = writeln!(std::io::stderr(), "restage: {text}");
+            }
+            Sink::Boot => {
+                if self.journal {
+                    let _ = writeln!(std::io::stderr(), "<{level}>{text}{id}");
+                } else if let Ok(mut kernel) = OpenOptions::new().write(true).open("/dev/kmsg") {
+                    let _ = kernel.write_all(format!("<{level}>restage: {text}{id}\n").as_bytes());
+                }
+                if let Ok(mut console) = OpenOptions::new().write(true).open("/dev/console") {
+                    let _ = console.write_all(format!("restage: {text}\r\n").as_bytes());
+                }
+                status(&text);
+            }
+        }
+    }
+
+    fn flush(&self) {}
+}

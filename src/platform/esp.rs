@@ -1,0 +1,179 @@
+//! The ESP as a directory: where it is mounted, or where the caller says.
+//! Side: both.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::FlockOperation;
+
+use super::{Esp, directory};
+use crate::plan::check::matches;
+
+/// An open ESP.
+pub struct EspDirectory {
+    root: OwnedFd,
+    name: String,
+    /// restage's own directory; made when the first file is.
+    own: Option<OwnedFd>,
+}
+
+impl EspDirectory {
+    /// Opens the ESP at `root`; `name` is restage's directory on it.
+    pub fn open(root: &Path, name: &str) -> io::Result<Self> {
+        let root = directory::open(root)?;
+        let own = directory::open_at(&root, name)?;
+        Ok(Self { root, name: name.to_owned(), own })
+    }
+
+    /// Takes the lock that keeps two restages apart, until this is dropped.
+    pub fn lock(&mut self) -> io::Result<()> {
+        let own = self.own()?;
+        match rustix::fs::flock(own, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                Err(io::Error::other("another restage is at work on this ESP"))
+            }
+            result => Ok(result?),
+        }
+    }
+
+    fn own(&mut self) -> io::Result<&OwnedFd> {
+        let own = match self.own.take() {
+            Some(own) => own,
+            None => directory::make(&self.root, &self.name)?,
+        };
+        Ok(self.own.insert(own))
+    }
+
+    /// The directory that holds `path`, and its last component. None when it is not there.
+    fn parent<'a>(&self, path: &'a str) -> io::Result<Option<(OwnedFd, &'a str)>> {
+        let mut parent = self.root.try_clone()?;
+        let (directories, last) = path.rsplit_once('/').map_or((None, path), |(d, l)| (Some(d), l));
+        for component in directories.iter().flat_map(|d| d.split('/')) {
+            match directory::open_at(&parent, component)? {
+                Some(next) => parent = next,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some((parent, last)))
+    }
+}
+
+/// Of the same length as every other name of the operation, so that it is one directory entry too.
+fn temporary(name: &str) -> String {
+    format!("{}.TMP", name.split('.').next().unwrap_or(name))
+}
+
+impl Esp for EspDirectory {
+    fn names(&self) -> io::Result<Vec<String>> {
+        match &self.own {
+            None => Ok(Vec::new()),
+            Some(own) => Ok(directory::list(own)?.into_iter().map(|(name, _)| name).collect()),
+        }
+    }
+
+    fn read(&self, name: &str, max_bytes: usize) -> io::Result<Option<Vec<u8>>> {
+        self.own.as_ref().map_or(Ok(None), |own| directory::read(own, name, max_bytes))
+    }
+
+    fn create(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        directory::create(self.own()?, &temporary(name), name, bytes)
+    }
+
+    fn mark(&mut self, name: &str) -> io::Result<()> {
+        directory::mark(self.own()?, name)
+    }
+
+    fn remove(&mut self, name: &str) -> io::Result<()> {
+        self.own.as_ref().map_or(Ok(()), |own| directory::remove(own, name))
+    }
+
+    fn shred(&mut self, name: &str) -> io::Result<()> {
+        self.own.as_ref().map_or(Ok(()), |own| directory::shred(own, name))
+    }
+
+    fn matching(&self, pattern: &str) -> io::Result<Vec<String>> {
+        let Some((parent, _)) = self.parent(pattern)? else { return Ok(Vec::new()) };
+        let prefix = pattern.rsplit_once('/').map(|(directories, _)| directories);
+        let paths = directory::list(parent)?.into_iter().map(|(name, _)| match prefix {
+            Some(prefix) => format!("{prefix}/{name}"),
+            None => name,
+        });
+        Ok(paths.filter(|path| matches(pattern, path)).collect())
+    }
+
+    fn remove_path(&mut self, path: &str) -> io::Result<()> {
+        match self.parent(path)? {
+            Some((parent, last)) => directory::remove_tree(parent, last),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn esp() -> (tempfile::TempDir, EspDirectory) {
+        let root = tempfile::tempdir().unwrap();
+        let esp = EspDirectory::open(root.path(), "restage").unwrap();
+        (root, esp)
+    }
+
+    #[test]
+    fn nothing_is_made_before_the_first_file() {
+        let (root, mut esp) = esp();
+        assert!(esp.names().unwrap().is_empty());
+        esp.remove("X.REQ").unwrap();
+        assert!(fs::read_dir(root.path()).unwrap().next().is_none());
+        esp.create("0000000A.REQ", b"abc").unwrap();
+        assert_eq!(esp.names().unwrap(), ["0000000A.REQ"]);
+        assert_eq!(esp.read("0000000A.REQ", 3).unwrap().unwrap(), b"abc");
+        assert!(esp.read("0000000A.REQ", 2).is_err());
+    }
+
+    #[test]
+    fn an_existing_file_is_never_replaced() {
+        let (_root, mut esp) = esp();
+        esp.create("0000000A.REQ", b"abc").unwrap();
+        assert!(esp.create("0000000A.REQ", b"def").is_err());
+        assert_eq!(esp.read("0000000A.REQ", 9).unwrap().unwrap(), b"abc");
+    }
+
+    #[test]
+    fn patterns_find_what_they_mean_and_links_are_not_followed() {
+        let (root, mut esp) = esp();
+        fs::create_dir_all(root.path().join("loader/credentials/deep")).unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("precious"), "1").unwrap();
+        for name in ["nvpcr1.cred", "nvpcr2.cred", "other.cred"] {
+            fs::write(root.path().join("loader/credentials").join(name), "x").unwrap();
+        }
+        std::os::unix::fs::symlink(
+            outside.path(),
+            root.path().join("loader/credentials/deep/link"),
+        )
+        .unwrap();
+        assert_eq!(
+            esp.matching("loader/credentials/nvpcr*.cred").unwrap(),
+            ["loader/credentials/nvpcr1.cred", "loader/credentials/nvpcr2.cred"]
+        );
+        assert!(esp.matching("absent/x*").unwrap().is_empty());
+        assert_eq!(esp.matching("loader").unwrap(), ["loader"]);
+        esp.remove_path("loader").unwrap();
+        esp.remove_path("loader").unwrap();
+        assert!(!root.path().join("loader").exists());
+        assert!(outside.path().join("precious").exists());
+    }
+
+    #[test]
+    fn two_do_not_work_at_once() {
+        let (root, mut first) = esp();
+        first.lock().unwrap();
+        let mut second = EspDirectory::open(root.path(), "restage").unwrap();
+        assert!(second.lock().is_err());
+        drop(first);
+        second.lock().unwrap();
+    }
+}

@@ -1,0 +1,114 @@
+//! THE EDGE: the only place with system calls, C and `unsafe`.
+//!
+//! Everything that a reset does to a machine goes through the traits here, so that tests can record
+//! each durable effect, make it fail, or cut the power before it.
+
+// The one folder where `unsafe` may stand, each time with its reason.
+#![allow(unsafe_code)]
+
+pub mod boot;
+pub mod boot_entry;
+pub mod console;
+pub mod directory;
+pub mod disk;
+pub mod efivar;
+pub mod esp;
+pub mod host;
+pub mod locate;
+pub mod tpm;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+/// A whole disk, or an image of one.
+///
+/// Writes are volatile until [`Disk::flush`] returns.
+pub trait Disk {
+    /// What people call it: its path.
+    fn name(&self) -> &str;
+    /// Size in bytes.
+    fn size_bytes(&self) -> u64;
+    /// Logical sector size in bytes.
+    fn sector_bytes(&self) -> u64;
+    /// Fills `buffer` from `offset`.
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+    /// Writes all of `bytes` at `offset`. Safe to repeat.
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Everything written is durable when this returns.
+    fn flush(&mut self) -> io::Result<()>;
+    /// The next read comes from the medium, not from a cache in memory.
+    fn forget_cache(&mut self) -> io::Result<()>;
+    /// Tells the device that nobody needs these bytes; false when it cannot. Best effort: what is
+    /// read there afterwards is not defined.
+    fn discard(&mut self, offset: u64, bytes: u64) -> io::Result<bool>;
+    /// Whether somebody has this partition open for himself: a mount, device mapper, swap.
+    fn partition_in_use(&self, number: u32) -> io::Result<bool>;
+    /// The kernel forgets this partition (until it reads the table again). Safe to repeat.
+    fn drop_partition(&mut self, number: u32) -> io::Result<()>;
+}
+
+/// The ESP: restage's own directory on it, where names are 8.3, and the paths of the profile.
+///
+/// FAT replaces nothing atomically, so this offers only what stays whole across a power cut: new
+/// names and removals.
+pub trait Esp {
+    /// The names in restage's directory; empty when there is none.
+    fn names(&self) -> io::Result<Vec<String>>;
+    /// The content of one of them; none when it is not there, an error when it is longer than
+    /// `max_bytes`.
+    fn read(&self, name: &str, max_bytes: usize) -> io::Result<Option<Vec<u8>>>;
+    /// Makes a file that is not there yet: durable and whole when this returns, whole or absent
+    /// after a power cut. An existing `name` is an error.
+    fn create(&mut self, name: &str, bytes: &[u8]) -> io::Result<()>;
+    /// Makes an empty file, durable when this returns. Safe to repeat.
+    fn mark(&mut self, name: &str) -> io::Result<()>;
+    /// Removes a file, durable when this returns. Safe to repeat.
+    fn remove(&mut self, name: &str) -> io::Result<()>;
+    /// Overwrites a file in place, syncs, and then removes it, durable when this returns. Safe to
+    /// repeat.
+    fn shred(&mut self, name: &str) -> io::Result<()>;
+    /// The existing paths, relative to the ESP, that a pattern of the profile means, sorted.
+    fn matching(&self, pattern: &str) -> io::Result<Vec<String>>;
+    /// Removes a path outside restage's directory, with all that is in it, durable when this
+    /// returns. Safe to repeat.
+    fn remove_path(&mut self, path: &str) -> io::Result<()>;
+}
+
+/// The way to the TPM, which may not be there.
+pub enum TpmDoor {
+    /// The machine has none, or the caller said so.
+    None,
+    /// There is one, and it could not be opened.
+    Broken(String),
+    /// Here it is.
+    Open(Box<dyn tpm::Tpm>),
+}
+
+/// All that a reset works on.
+pub struct Machine {
+    /// The disk that the ESP is on.
+    pub disk: Box<dyn Disk>,
+    /// The ESP.
+    pub esp: Box<dyn Esp>,
+    /// The TPM.
+    pub tpm: TpmDoor,
+    /// The firmware's physical-presence interface; none offline.
+    pub ppi: Option<tpm::Ppi>,
+    /// The machine and its OS.
+    pub host: crate::plan::facts::HostFacts,
+    /// Other LUKS2 volumes with key slots sealed to a TPM, by what people call them.
+    pub other_tpm_volumes: Vec<String>,
+    /// Names of the credentials that systemd had loaded in this boot.
+    pub loaded_credentials: Vec<String>,
+}
+
+/// Reads a file of at most `max_bytes`; a longer one is an error, not a cut-off text.
+pub fn read_bounded(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > max_bytes {
+        return Err(io::Error::other(format!("more than {max_bytes} bytes long")));
+    }
+    Ok(bytes)
+}

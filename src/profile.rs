@@ -1,0 +1,249 @@
+//! The OS's layout, as data: which partitions, files and rules a reset works with.
+//! Side: both. Parsing is pure; loading reads one file.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::error::{Doing, Error, Result};
+use crate::format::seed;
+
+/// Where an image puts its own profile.
+pub const PATH: &str = "/usr/lib/restage/profile.json";
+/// The profile used when the image has none.
+const INCUSOS: &str = include_str!("profile/incusos.json");
+/// A profile is a page of text.
+const MAX_BYTES: u64 = 64 * 1024;
+
+/// The description of an OS's layout. Unknown fields are refused: a misspelt one would silently
+/// leave a partition alone or wipe it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// Version of the profile's format: 1.
+    pub version: u32,
+    /// Name of the OS, for people.
+    pub name: String,
+    /// What concerns the EFI system partition.
+    pub esp: Esp,
+    /// What concerns the seed partition; none when the OS has no seeds.
+    pub seed: Option<Seed>,
+    /// Partitions that a factory reset destroys, in this order. All others keep every byte.
+    pub wipe: Vec<Partition>,
+    /// How they are destroyed.
+    pub erase: Erase,
+    /// How the TPM is cleared.
+    pub tpm: TpmMethod,
+    /// What follows a finished reset.
+    pub after_reset: AfterReset,
+    /// Limits.
+    pub limits: Limits,
+}
+
+/// What concerns the ESP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Esp {
+    /// restage's own directory on it: one plain name.
+    pub directory: String,
+    /// Unique GUID of the ESP, for boot loaders that do not set `LoaderDevicePartUUID`.
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
+    pub partition_guid: Option<Uuid>,
+    /// Paths that a reset removes, relative to the ESP; the last component may hold one `*`.
+    pub remove: Vec<String>,
+    /// The directory that holds a software TPM's state. When it is there, deleting it clears the TPM.
+    pub software_tpm_state: Option<String>,
+}
+
+/// What concerns the seed partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Seed {
+    /// Which partition it is.
+    pub partition: Partition,
+    /// Seed names that a request may not set.
+    pub refused_names: Vec<String>,
+}
+
+/// A partition, by both its type and its label.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Partition {
+    /// Partition type GUID.
+    #[serde(rename = "type")]
+    #[cfg_attr(test, schemars(with = "String"))]
+    pub type_guid: Uuid,
+    /// Partition name in the GPT.
+    pub label: String,
+}
+
+/// How a partition is destroyed. LUKS2 key slots and headers are overwritten in every case, and so
+/// are the first 16 MiB and the last MiB of a partition without LUKS2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Erase {
+    /// No more than that.
+    Keys,
+    /// Then the whole partition is discarded, where the device can.
+    Discard,
+    /// Every byte is overwritten with zeros, then discarded.
+    Zero,
+}
+
+/// How the TPM is cleared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum TpmMethod {
+    /// `TPM2_Clear` under the lockout hierarchy.
+    Clear,
+    /// The firmware is asked through the physical presence interface: needs a reboot, and often a
+    /// key press at the console.
+    Ppi,
+    /// `TPM2_Clear`; where that is foreseen to be refused, the firmware is asked.
+    ClearOrPpi,
+    /// The TPM is left alone.
+    Keep,
+}
+
+/// What follows a finished reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum AfterReset {
+    /// A clean reboot; the OS's first boot is a boot of its own.
+    Reboot,
+    /// The same boot goes on to systemd-repart.
+    Continue,
+}
+
+/// Limits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// A request older than this, in seconds, is refused.
+    pub request_age_s: u64,
+    /// The largest seed archive, in bytes, given and kept seeds together.
+    pub seed_bytes: u64,
+    /// How long the initrd waits for the boot disk, in seconds, while nothing is known to be
+    /// committed.
+    pub device_wait_s: u64,
+}
+
+impl Profile {
+    /// The compiled-in profile: `IncusOS`.
+    pub fn incusos() -> Result<Self> {
+        Self::parse(INCUSOS.as_bytes())
+            .map_err(|e| Error::new("cannot use the built-in profile").because(e))
+    }
+
+    /// The profile at `path`; without one that of the image, and where the image has none `IncusOS`'s.
+    pub fn load(path: Option<&Path>) -> Result<Self> {
+        let image = Path::new(PATH);
+        let path = match path {
+            Some(path) => path,
+            None if image.exists() => image,
+            None => return Self::incusos(),
+        };
+        let what = || format!("cannot use the profile {}", path.display());
+        let bytes = crate::platform::read_bounded(path, MAX_BYTES).doing(what)?;
+        Self::parse(&bytes).doing(what)
+    }
+
+    /// Reads a profile and checks what its types cannot say.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let profile: Self = serde_json::from_slice(bytes).doing(|| "not understood".to_owned())?;
+        profile.check().map_err(Error::new)?;
+        Ok(profile)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.version != 1 {
+            return Err(format!("field `version` is {}, and only 1 is known", self.version));
+        }
+        if !is_plain_name(&self.esp.directory) {
+            return Err(format!(
+                "field `esp.directory`: `{}` is no plain name",
+                self.esp.directory
+            ));
+        }
+        let state = self.esp.software_tpm_state.iter();
+        for path in self.esp.remove.iter().chain(state) {
+            let components: Vec<&str> = path.split('/').collect();
+            let last = components.last().copied().unwrap_or_default();
+            let plain = components.iter().take(components.len() - 1).all(|c| is_plain_name(c))
+                && is_plain_name(&last.replacen('*', "x", 1));
+            let ours = components.first() == Some(&self.esp.directory.as_str());
+            if !plain || ours {
+                return Err(format!("field `esp`: the path `{path}` may not be removed"));
+            }
+        }
+        if self.esp.software_tpm_state.as_ref().is_some_and(|p| p.contains(['*', '/'])) {
+            return Err("field `esp.software_tpm_state` is no plain name".to_owned());
+        }
+        for (index, partition) in self.wipe.iter().enumerate() {
+            let twice = self.wipe.iter().take(index).any(|other| other == partition);
+            let seed = self.seed.as_ref().is_some_and(|seed| seed.partition == *partition);
+            if twice || seed || partition.type_guid == ESP_TYPE {
+                return Err(format!(
+                    "field `wipe`: `{}` may not be wiped (twice)",
+                    partition.label
+                ));
+            }
+        }
+        if let Some(bad) =
+            self.seed.iter().flat_map(|s| &s.refused_names).find(|name| !seed::is_valid_name(name))
+        {
+            return Err(format!("field `seed.refused_names`: `{bad}` is no seed name"));
+        }
+        Ok(())
+    }
+}
+
+/// The partition type GUID of an EFI system partition (UEFI 2.10, table 5-7).
+pub const ESP_TYPE: Uuid = Uuid::from_u128(0xc12a_7328_f81f_11d2_ba4b_00a0_c93e_c93b);
+
+/// One component of a path that leads nowhere else.
+fn is_plain_name(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-+".contains(c);
+    !name.is_empty() && name != "." && name != ".." && name.chars().all(allowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn changed(from: &str, to: &str) -> String {
+        assert!(INCUSOS.contains(from), "{from}");
+        match Profile::parse(INCUSOS.replacen(from, to, 1).as_bytes()) {
+            Ok(_) => "accepted".to_owned(),
+            Err(error) => error.chain(),
+        }
+    }
+
+    #[test]
+    fn the_built_in_profile_is_valid() {
+        assert_eq!(Profile::incusos().unwrap().name, "IncusOS");
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        assert!(changed("\"erase\"", "\"ersae\"").contains("unknown field `ersae`"));
+        assert!(changed("\"discard\"", "\"burn\"").contains("unknown variant `burn`"));
+        assert!(changed("\"version\": 1", "\"version\": 2").contains("`version` is 2"));
+        assert!(changed("\"sb-disabled\"", "\"../x\"").contains("`../x` may not be removed"));
+        assert!(changed("\"sb-disabled\"", "\"restage/x\"").contains("may not be removed"));
+        assert!(changed("\"sb-disabled\"", "\"/x\"").contains("may not be removed"));
+        assert!(
+            changed("\"directory\": \"restage\"", "\"directory\": \"..\"").contains("plain name")
+        );
+        assert!(changed("\"label\": \"swap\"", "\"label\": \"local-data\"").contains("accepted"));
+    }
+}

@@ -1,0 +1,94 @@
+//! What lies in restage's directory on the ESP, sorted by what it means.
+//! Side: both. Reads names only; changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::error::{Doing, Result};
+use crate::platform::Esp;
+
+/// What the names say, by stem.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Committed and not finished.
+    pub committed: Vec<String>,
+    /// Staged, neither committed nor finished.
+    pub staged: Vec<String>,
+    /// Finished, or never begun, with files that have no meaning any more.
+    pub leftovers: Vec<String>,
+}
+
+impl Found {
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.committed.is_empty() && self.staged.is_empty() && self.leftovers.is_empty()
+    }
+}
+
+/// Looks at the names.
+pub fn look(esp: &dyn Esp) -> Result<Found> {
+    Ok(sort(&esp.names().doing(|| "cannot list restage's directory on the ESP".to_owned())?))
+}
+
+/// A report ends everything with its stem; a journal is a commit; a request without either is
+/// staged. All other files serve one of these, and without it they are leftovers.
+#[must_use]
+pub fn sort(names: &[String]) -> Found {
+    let mut stems: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for name in names {
+        match name.split_once('.') {
+            Some((stem, extension)) if is_stem(stem) => {
+                stems.entry(stem).or_default().insert(extension);
+            }
+            _ => log::warn!("restage's directory on the ESP holds `{name}`, which is none of ours"),
+        }
+    }
+    let mut found = Found::default();
+    for (stem, extensions) in stems {
+        let list = if extensions.contains("RPT") {
+            if extensions.iter().all(|e| matches!(*e, "RPT" | "LOG" | "BAD")) {
+                continue;
+            }
+            &mut found.leftovers
+        } else if extensions.contains("JNL") {
+            &mut found.committed
+        } else if extensions.contains("REQ") {
+            &mut found.staged
+        } else {
+            &mut found.leftovers
+        };
+        list.push(stem.to_owned());
+    }
+    found
+}
+
+fn is_stem(stem: &str) -> bool {
+    stem.len() == 8 && stem.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sorted(names: &[&str]) -> (Vec<String>, Vec<String>, Vec<String>) {
+        let found = sort(&names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>());
+        (found.committed, found.staged, found.leftovers)
+    }
+
+    #[test]
+    fn names_mean_what_the_table_says() {
+        let one = || vec!["0123ABCD".to_owned()];
+        assert_eq!(sorted(&["0123ABCD.REQ"]), (vec![], one(), vec![]));
+        assert_eq!(
+            sorted(&["0123ABCD.REQ", "0123ABCD.SED", "0123ABCD.TAR"]),
+            (vec![], one(), vec![])
+        );
+        assert_eq!(sorted(&["0123ABCD.REQ", "0123ABCD.JNL"]), (one(), vec![], vec![]));
+        assert_eq!(sorted(&["0123ABCD.JNL", "0123ABCD.S00"]), (one(), vec![], vec![]));
+        assert_eq!(sorted(&["0123ABCD.JNL", "0123ABCD.RPT"]), (vec![], vec![], one()));
+        assert_eq!(sorted(&["0123ABCD.REQ", "0123ABCD.RPT"]), (vec![], vec![], one()));
+        assert_eq!(sorted(&["0123ABCD.RPT", "0123ABCD.LOG"]), (vec![], vec![], vec![]));
+        assert_eq!(sorted(&["0123ABCD.SED"]), (vec![], vec![], one()));
+        assert_eq!(sorted(&["FSCK0000.REC", "x", "0123abcd.REQ"]), (vec![], vec![], vec![]));
+    }
+}
