@@ -35,6 +35,10 @@ impl ResetOptions {
         if text.len() > 16 * 1024 * 1024 {
             return Err(Refused::because("the options are larger than 16 MiB"));
         }
+        // serde would take an array for an object, field by field.
+        if !text.trim_start().starts_with('{') {
+            return Err(Refused::because("the options: not a JSON object"));
+        }
         serde_json::from_str(text)
             .map_err(|error| Refused::because(format!("the options: {error}")))
     }

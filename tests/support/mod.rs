@@ -1,3 +1,4 @@
 //! What several integration tests share.
 
+pub mod disk;
 pub mod swtpm;
