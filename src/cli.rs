@@ -1,4 +1,8 @@
 //! Arguments to commands. Side: both. Pure.
+//!
+//! The doc comments here are also the help text, so they are not Markdown.
+
+#![allow(clippy::doc_markdown, rustdoc::bare_urls, reason = "help text")]
 
 use std::path::PathBuf;
 
@@ -33,6 +37,7 @@ pub enum Command {
 
 /// `restage factory-reset`.
 #[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub struct FactoryReset {
     /// Options as a JSON object, or @FILE: allow_tpm_reset_failure, wipe_existing_seeds, seeds
     #[arg(short = 'd', long = "data", value_name = "JSON|@FILE")]
@@ -109,7 +114,7 @@ pub struct Place {
     /// The TPM: device:/dev/tpmrm0, swtpm:host=127.0.0.1,port=2321, or none
     #[arg(long, value_name = "CONF")]
     pub tcti: Option<String>,
-    /// The OS's layout [default: /usr/lib/restage/profile.json, else IncusOS's]
+    /// The OS's layout (default: /usr/lib/restage/profile.json, else IncusOS's)
     #[arg(long, value_name = "FILE")]
     pub profile: Option<PathBuf>,
 }

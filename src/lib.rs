@@ -22,6 +22,18 @@
 //! could spoil has been written; after it, the plan in the journal and no other is carried out; a
 //! step is recorded when its effect is durable and verified; the report's appearance ends it all.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation,
+        clippy::disallowed_methods,
+        reason = "in a test a panic is the verdict"
+    )
+)]
+
 pub mod apply;
 pub mod cli;
 pub mod command;
@@ -32,3 +44,6 @@ pub mod platform;
 pub mod profile;
 pub mod report;
 pub mod request;
+
+#[cfg(test)]
+mod schema;

@@ -138,13 +138,13 @@ pub struct Limits {
 }
 
 impl Profile {
-    /// The compiled-in profile: `IncusOS`.
+    /// The compiled-in profile: IncusOS.
     pub fn incusos() -> Result<Self> {
         Self::parse(INCUSOS.as_bytes())
             .map_err(|e| Error::new("cannot use the built-in profile").because(e))
     }
 
-    /// The profile at `path`; without one that of the image, and where the image has none `IncusOS`'s.
+    /// The profile at `path`; without one that of the image, and where the image has none IncusOS's.
     pub fn load(path: Option<&Path>) -> Result<Self> {
         let image = Path::new(PATH);
         let path = match path {

@@ -4,7 +4,14 @@
 //! A simulated machine behind the traits of `platform`: sectors whose writes are volatile until a
 //! flush, an ESP that keeps its promises, a TPM with a seed.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    clippy::cast_possible_truncation,
+    reason = "a test: a panic is its verdict"
+)]
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -68,9 +75,9 @@ impl World {
 
     fn reboot(&mut self) {
         if self.keeps_unflushed {
-            self.medium = self.disk.clone();
+            self.medium.clone_from(&self.disk);
         }
-        self.disk = self.medium.clone();
+        self.disk.clone_from(&self.medium);
         self.effects = 0;
         self.cut_before = None;
     }
@@ -109,7 +116,8 @@ impl Disk for SimDisk {
     fn flush(&mut self) -> io::Result<()> {
         let mut world = self.0.borrow_mut();
         world.effect()?;
-        world.medium = world.disk.clone();
+        let disk = world.disk.clone();
+        world.medium = disk;
         Ok(())
     }
     fn forget_cache(&mut self) -> io::Result<()> {
@@ -154,7 +162,9 @@ impl Esp for SimEsp {
         self.change(|esp| drop(esp.insert(name, bytes.to_vec())))
     }
     fn mark(&mut self, name: &str) -> io::Result<()> {
-        self.change(|esp| drop(esp.entry(format!("restage/{name}")).or_default()))
+        self.change(|esp| {
+            esp.entry(format!("restage/{name}")).or_default();
+        })
     }
     fn remove(&mut self, name: &str) -> io::Result<()> {
         self.change(|esp| drop(esp.remove(&format!("restage/{name}"))))
@@ -313,7 +323,7 @@ fn finish(world: &Shared, profile: &Profile) {
         match boot(world, profile).unwrap() {
             Applied::Done { .. } | Applied::Nothing => return,
             Applied::Unfinished(error) => {
-                assert_eq!(error.next(), Next::RetryNextBoot, "{error:?}")
+                assert_eq!(error.next(), Next::RetryNextBoot, "{error:?}");
             }
             other => panic!("{other:?}"),
         }

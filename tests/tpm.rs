@@ -1,5 +1,7 @@
 //! The TPM edge against a real TPM in software.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test: a panic is its verdict")]
+
 mod support;
 
 use std::time::{Duration, Instant};

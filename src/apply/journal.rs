@@ -301,7 +301,7 @@ pub fn reports(esp: &dyn Esp) -> Result<Vec<Report>> {
     let what = || "cannot read the reports on the ESP".to_owned();
     let mut reports = Vec::new();
     for name in esp.names().doing(what)? {
-        if name.ends_with(".RPT")
+        if name.split_once('.').is_some_and(|(_, extension)| extension == "RPT")
             && let Some(bytes) = esp.read(&name, MAX_BYTES).doing(what)?
             && let Ok(report) = envelope::parse::<Report>(&bytes, REPORT)
         {

@@ -52,10 +52,8 @@ pub fn run(machine: &mut Machine, journal: &mut Journal) -> Result<Ending> {
             continue;
         }
         log::info!("{place} {}", crate::plan::render::describe(step, sector_bytes));
-        let attempt = match journal.progress.attempted.contains(&index) {
-            true => Attempt::Again,
-            false => Attempt::First,
-        };
+        let attempted = journal.progress.attempted.contains(&index);
+        let attempt = if attempted { Attempt::Again } else { Attempt::First };
         if can_refuse(step) && attempt == Attempt::First {
             journal.record_attempt(machine.esp.as_mut(), index)?;
         }

@@ -57,10 +57,11 @@ pub fn facts(machine: &mut Machine, profile: &Profile, scope: Scope) -> Result<F
         let entry = &partition.entry;
         let wiped =
             profile.wipe.iter().any(|w| w.type_guid == entry.type_guid && w.label == entry.label);
-        if !wiped && let Some(header) = luks_header(machine.disk.as_ref(), entry)? {
-            if header.tpm2_tokens > 0 {
-                other_tpm_volumes.push(format!("partition {} `{}`", entry.number, entry.label));
-            }
+        if !wiped
+            && let Some(header) = luks_header(machine.disk.as_ref(), entry)?
+            && header.tpm2_tokens > 0
+        {
+            other_tpm_volumes.push(format!("partition {} `{}`", entry.number, entry.label));
         }
     }
     Ok(Facts {

@@ -14,7 +14,8 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// The copy.
+    /// The copy, where it is valid.
+    #[must_use]
     pub fn get(&self, copy: Copy) -> Option<&Table> {
         match copy {
             Copy::Primary => self.primary.as_ref().ok(),

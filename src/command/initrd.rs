@@ -88,7 +88,7 @@ fn at_boot(arguments: &cli::Reset) -> Result<Applied> {
                     .because(format!("the ESP {guid} did not appear within {} s", limit.as_secs()))
             })?
         }
-        None => return without_variable(&profile),
+        None => return Ok(without_variable(&profile)),
     };
     let one = match located.as_slice() {
         [one] if broken.is_none() => one,
@@ -202,7 +202,7 @@ fn refuse_all(mounted: &Mounted, found: &Found, profile: &Profile, why: &Error) 
 
 /// The boot loader named no ESP, and the profile neither. No request is accepted; a committed
 /// journal, on whatever ESP it is found, holds.
-fn without_variable(profile: &Profile) -> Result<Applied> {
+fn without_variable(profile: &Profile) -> Applied {
     let look_for = || {
         let all = locate::find_any().ok()?;
         (!all.is_empty() && all.iter().all(|l| l.partition.is_some())).then_some(all)
@@ -216,7 +216,7 @@ fn without_variable(profile: &Profile) -> Result<Applied> {
                 "LoaderDevicePartUUID is not set, so {} may not be the disk that was booted from",
                 located.disk.display()
             ));
-            return Ok(Applied::Unfinished(error.hold()));
+            return Applied::Unfinished(error.hold());
         }
         if !found.staged.is_empty() {
             log::error!(
@@ -225,7 +225,7 @@ fn without_variable(profile: &Profile) -> Result<Applied> {
             );
         }
     }
-    Ok(Applied::Nothing)
+    Applied::Nothing
 }
 
 /// What the boot does next.

@@ -99,67 +99,57 @@ pub fn status(arguments: &Status) -> Result<Exit> {
         print_json(&status)?;
         return Ok(Exit::Done);
     }
-    let mut out = String::new();
-    for staged in &status.staged {
-        match (&staged.request, &staged.damaged) {
-            (Some(request), _) => {
-                let by = &request.staged;
-                out += &format!(
-                    "staged: {} {} by {} ({})\n",
-                    request.operation, staged.id, by.user, by.command
-                );
-            }
-            (None, damaged) => {
-                let damaged = damaged.as_deref().unwrap_or("unreadable");
-                out += &format!(
-                    "staged: {}, which the next boot will set aside: {damaged}\n",
-                    staged.id
-                );
-            }
-        }
-    }
-    for running in &status.running {
-        let (over, steps) = (running.steps_over, running.steps);
-        out += &format!("unfinished: {}, {over} of {steps} steps over\n", running.id);
-        if let Some(damaged) = &running.damaged {
-            out += &format!("  {damaged}\n");
-        }
-        for failure in &running.failures {
-            out += &format!("  failed: {failure}\n");
-        }
-    }
-    for report in &status.reports {
-        let operation = report.operation.map_or_else(|| "request".to_owned(), |o| o.to_string());
-        out += &format!("{}: {operation} {}", report.outcome, report.id);
-        if report.runs > 1 {
-            out += &format!(", in {} boots", report.runs);
-        }
-        out.push('\n');
-        if let Some(reason) = &report.reason {
-            out += &format!("  {reason}\n");
-        }
-        for step in &report.steps {
-            out += &format!("  {}\n", step.what);
-            if let Some(reason) = &step.passed_over {
-                out += &format!("    passed over: {reason}\n");
-            }
-        }
-        for failure in &report.failures {
-            out += &format!("  failed on the way: {failure}\n");
-        }
-    }
-    if out.is_empty() {
-        out.push_str("nothing is staged, and nothing is on record\n");
-    }
+    let mut out = text(&status);
     if arguments.log
         && let Some(report) = status.reports.first()
     {
         let name = file_name(&report.id, "LOG");
         let log = machine.esp.read(&name, 1024 * 1024).doing(|| format!("cannot read {name}"))?;
-        out += &String::from_utf8_lossy(&log.unwrap_or_default());
+        out.push_str(&String::from_utf8_lossy(&log.unwrap_or_default()));
     }
     print(&out)?;
     Ok(Exit::Done)
+}
+
+/// What `restage status` says to a person.
+fn text(status: &stage::Status) -> String {
+    let mut lines = Vec::new();
+    for staged in &status.staged {
+        lines.push(match (&staged.request, &staged.damaged) {
+            (Some(request), _) => format!(
+                "staged: {} {} by {} ({})",
+                request.operation, staged.id, request.staged.user, request.staged.command
+            ),
+            (None, damaged) => format!(
+                "staged: {}, which the next boot will set aside: {}",
+                staged.id,
+                damaged.as_deref().unwrap_or("unreadable")
+            ),
+        });
+    }
+    for running in &status.running {
+        let (over, steps) = (running.steps_over, running.steps);
+        lines.push(format!("unfinished: {}, {over} of {steps} steps over", running.id));
+        lines.extend(running.damaged.iter().map(|damaged| format!("  {damaged}")));
+        lines.extend(running.failures.iter().map(|failure| format!("  failed: {failure}")));
+    }
+    for report in &status.reports {
+        let operation = report.operation.map_or_else(|| "request".to_owned(), |o| o.to_string());
+        let boots =
+            if report.runs > 1 { format!(", in {} boots", report.runs) } else { String::new() };
+        lines.push(format!("{}: {operation} {}{boots}", report.outcome, report.id));
+        lines.extend(report.reason.iter().map(|reason| format!("  {reason}")));
+        for step in &report.steps {
+            lines.push(format!("  {}", step.what));
+            lines.extend(step.passed_over.iter().map(|why| format!("    passed over: {why}")));
+        }
+        lines.extend(report.failures.iter().map(|why| format!("  failed on the way: {why}")));
+    }
+    if lines.is_empty() {
+        lines.push("nothing is staged, and nothing is on record".to_owned());
+    }
+    lines.push(String::new());
+    lines.join("\n")
 }
 
 /// `restage cancel`.

@@ -27,8 +27,11 @@ pub struct Planned {
     /// The plan.
     pub plan: Plan,
     /// The rendered archive; none when there is no seed step.
-    pub archive: Option<Zeroizing<Vec<u8>>>,
+    pub archive: Option<Rendered>,
 }
+
+/// A rendered seed archive: it may be secret.
+pub type Rendered = Zeroizing<Vec<u8>>;
 
 /// Plans a factory reset, or says why not. Changes memory only.
 pub fn plan(ask: &Ask, profile: &Profile, facts: &Facts) -> Result<Planned, Refused> {
@@ -175,7 +178,7 @@ fn plan_seed(
     rules: &Seed,
     max_bytes: u64,
     facts: &Facts,
-) -> Result<Option<(Step, Zeroizing<Vec<u8>>)>, Refused> {
+) -> Result<Option<(Step, Rendered)>, Refused> {
     let label = &rules.partition.label;
     let found = only_one(&facts.disk, &rules.partition)?;
     let (Some(partition), Some(start)) = (found, &facts.seed_start) else {

@@ -2,8 +2,9 @@
 //! there is no journal; the console in the initrd; and a copy in memory for the operation's log file.
 //! Side: both.
 
+use std::fmt::Write as _;
 use std::fs::OpenOptions;
-use std::io::Write;
+use std::io::Write as _;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -93,7 +94,8 @@ impl Log for Logger {
         let Ok(mut state) = self.state.lock() else { return };
         let id = state.id.as_deref().map(|id| format!(" [{id}]")).unwrap_or_default();
         let seconds = self.begin.elapsed().as_secs_f64();
-        state.recorded.push_str(&format!("<{level}> {seconds:8.3}{id} {text}\n"));
+        // Writing to a String cannot fail.
+        let _ = writeln!(state.recorded, "<{level}> {seconds:8.3}{id} {text}");
         let excess = state.recorded.len().saturating_sub(MAX_RECORDED_BYTES);
         if excess > 0 {
             let cut = state.recorded.get(excess..).and_then(|rest| rest.find('\n'));

@@ -79,6 +79,7 @@ impl Disk {
     }
 
     /// Byte range of a partition of the layout, whether its entry is still there or not.
+    #[allow(clippy::unused_self, reason = "a disk's partition, for the reader")]
     pub fn range(&self, number: u32) -> std::ops::Range<usize> {
         let start = layout_start(number as usize - 1);
         start as usize..(start + LAYOUT[number as usize - 1].2) as usize
