@@ -20,8 +20,8 @@ const CHECKSUM: std::ops::Range<usize> = 448..512;
 pub struct Header {
     /// Volume UUID, as text.
     pub uuid: String,
-    /// SHA-256 over the UUID and the JSON objects `digests` and `segments`: it names the volume key
-    /// and where the data lie. Enrolling or removing a key changes the header and not this.
+    /// SHA-256 over the UUID and the JSON objects `digests` (but for their lists of key slots) and
+    /// `segments`: it names the volume key and where the data lie. Enrolling or removing a key changes the header and not this.
     pub identity: String,
     /// Size of one header, binary and JSON area.
     pub header_bytes: u64,
@@ -70,7 +70,11 @@ pub fn parse(header: &[u8], offset: u64) -> Option<Header> {
         return None;
     }
     let uuid = text(header.get(168..208)?)?.to_owned();
-    let json: Value = serde_json::from_str(text(header.get(BINARY_BYTES..)?)?).ok()?;
+    let mut json: Value = serde_json::from_str(text(header.get(BINARY_BYTES..)?)?).ok()?;
+    // Each digest lists the key slots that it vouches for: enrolling a key is no new volume.
+    for digest in json.get_mut("digests")?.as_object_mut()?.values_mut() {
+        digest.as_object_mut()?.remove("keyslots");
+    }
     let digests = json.get("digests")?;
     let segments = json.get("segments")?;
     // `Value` keeps its keys sorted, so the text is the same for the same content.
@@ -99,6 +103,16 @@ pub(crate) mod tests {
 
     /// A valid header as cryptsetup lays it out, for tests here and elsewhere.
     pub(crate) fn header(uuid: &str, size: u64, secondary: bool, data_offset: u64) -> Vec<u8> {
+        with_slots(uuid, size, secondary, data_offset, r#"["0"]"#)
+    }
+
+    fn with_slots(
+        uuid: &str,
+        size: u64,
+        secondary: bool,
+        data_offset: u64,
+        slots: &str,
+    ) -> Vec<u8> {
         let mut bytes = vec![0; size as usize];
         bytes[..6].copy_from_slice(if secondary { MAGIC_SECONDARY } else { MAGIC_PRIMARY });
         bytes[6..8].copy_from_slice(&2u16.to_be_bytes());
@@ -110,7 +124,7 @@ pub(crate) mod tests {
         let json = format!(
             r#"{{"keyslots":{{}},"tokens":{{"0":{{"type":"systemd-tpm2","keyslots":["0"]}}}},
             "segments":{{"0":{{"type":"crypt","offset":"{data_offset}","size":"dynamic"}}}},
-            "digests":{{"0":{{"type":"pbkdf2","digest":"{uuid}"}}}},"config":{{}}}}"#
+            "digests":{{"0":{{"type":"pbkdf2","keyslots":{slots},"digest":"{uuid}"}}}},"config":{{}}}}"#
         );
         bytes[BINARY_BYTES..BINARY_BYTES + json.len()].copy_from_slice(json.as_bytes());
         let digest = <sha2::Sha256 as sha2::Digest>::digest(&bytes);
@@ -130,6 +144,13 @@ pub(crate) mod tests {
                 parse(&header("v-v", size, false, 16 << 20), 0).unwrap().identity
             );
         }
+    }
+
+    #[test]
+    fn another_key_is_no_other_volume() {
+        let identity =
+            |slots| parse(&with_slots("u-u", 0x4000, false, 16 << 20, slots), 0).unwrap().identity;
+        assert_eq!(identity(r#"["0"]"#), identity(r#"["0","1","2"]"#));
     }
 
     #[test]
