@@ -25,7 +25,7 @@ pub struct Report {
     pub finished_at: u64,
     /// How many boots worked on it.
     pub runs: u32,
-    /// The failures on the way, oldest first.
+    /// The last failures on the way, oldest first.
     pub failures: Vec<String>,
     /// The steps, in order.
     pub steps: Vec<StepReport>,

@@ -28,10 +28,12 @@ use crate::request::{Request, file_name, stem};
 
 /// Report, log and the directory entries of all progress fit into this.
 const RESERVED_BYTES: usize = 512 * 1024;
-/// The part of a log that is kept: the end of it.
-const MAX_LOG_BYTES: usize = 128 * 1024;
-/// How many reports stay on the ESP.
+/// How many reports stay on the ESP. With the two limits below, what stays is less than 1 MiB.
 const MAX_REPORTS: usize = 8;
+/// The part of a log that is kept: the end of it.
+const MAX_LOG_BYTES: usize = 64 * 1024;
+/// The part of a request that is set aside: its beginning. A good one has a few KiB.
+pub const MAX_ASIDE_BYTES: usize = 48 * 1024;
 /// More would not fit two digits.
 const MAX_COUNT: usize = 99;
 

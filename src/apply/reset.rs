@@ -242,10 +242,16 @@ fn report(journal: &Journal, outcome: Outcome, reason: Option<String>, now: u64)
         staged: Some(committed.request.staged.clone()),
         finished_at: now,
         runs: u32::try_from(journal.progress.runs).unwrap_or(u32::MAX),
-        failures: journal.progress.failures.clone(),
+        failures: newest(&journal.progress.failures),
         steps: steps.collect(),
         restage: env!("CARGO_PKG_VERSION").to_owned(),
     }
+}
+
+/// A machine that is switched on for years beside a broken disk has many failures to tell.
+fn newest(failures: &[String]) -> Vec<String> {
+    const MAX: usize = 8;
+    failures.iter().skip(failures.len().saturating_sub(MAX)).cloned().collect()
 }
 
 /// Sets a request aside: a copy for inspection, the report that ends it, and then it goes.
@@ -266,10 +272,11 @@ pub fn set_aside(
     esp.remove(&reserve).doing(|| format!("cannot remove {reserve}"))?;
     let name = format!("{stem}.REQ");
     let copy = format!("{stem}.BAD");
-    if let Ok(Some(bytes)) = esp.read(&name, MAX_BYTES)
-        && let Err(error) = esp.remove(&copy).and_then(|()| esp.create(&copy, &bytes))
-    {
-        log::warn!("cannot keep a copy of {name}: {error}");
+    if let Ok(Some(mut bytes)) = esp.read(&name, MAX_BYTES) {
+        bytes.truncate(journal::MAX_ASIDE_BYTES);
+        if let Err(error) = esp.remove(&copy).and_then(|()| esp.create(&copy, &bytes)) {
+            log::warn!("cannot keep a copy of {name}: {error}");
+        }
     }
     let id = request.as_ref().map_or_else(|| stem.to_lowercase(), |r| r.id.clone());
     let report = stage::over(&id, request, Outcome::Refused, reason, now);

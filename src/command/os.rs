@@ -51,10 +51,10 @@ pub fn factory_reset(arguments: &FactoryReset) -> Result<Exit> {
     if let Err(refused) = stage::room(machine.esp.as_ref(), present)? {
         return refuse(&refused, arguments.json);
     }
-    let entry = if arguments.place.is_offline() { None } else { boot_entry::warning() };
+    let entry = (!arguments.place.is_offline()).then(boot_entry::next);
+    let entry_text = entry.as_ref().map(describe).unwrap_or_default();
     if !arguments.force {
-        let entry = entry.as_deref().map(|e| format!("warning: {e}\n")).unwrap_or_default();
-        if let Err(refused) = confirm(&format!("{text}{entry}"))? {
+        if let Err(refused) = confirm(&format!("{text}{entry_text}"))? {
             return refuse(&refused, arguments.json);
         }
     }
@@ -72,13 +72,10 @@ pub fn factory_reset(arguments: &FactoryReset) -> Result<Exit> {
     };
     stage::stage(&mut machine, &profile, &prepared, staged, &id)?;
     if arguments.json {
-        print_json(&json!({ "staged": id, "plan": prepared.plan, "warning": entry }))?;
+        print_json(&json!({ "staged": id, "plan": prepared.plan, "next_boot": entry }))?;
     } else {
         if arguments.force {
-            print(&text)?;
-        }
-        if let Some(entry) = entry {
-            print(&format!("warning: {entry}\n"))?;
+            print(&format!("{text}{entry_text}"))?;
         }
         print(&format!(
             "staged factory reset {id}; the next boot applies it (`restage cancel` withdraws it)\n"
@@ -88,6 +85,11 @@ pub fn factory_reset(arguments: &FactoryReset) -> Result<Exit> {
         reboot(&arguments.place)?;
     }
     Ok(Exit::Done)
+}
+
+fn describe(next: &boot_entry::Next) -> String {
+    let warning = next.warning.iter().map(|warning| format!("warning: {warning}\n"));
+    std::iter::once(format!("{}\n", next.says)).chain(warning).collect()
 }
 
 /// `restage status`.

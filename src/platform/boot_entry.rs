@@ -3,11 +3,32 @@
 
 use super::efivar::loader_text;
 
-/// Why the next boot may not be of the image that runs now; none when it is, or cannot be told.
+/// The next boot's entry, as far as the boot loader tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Next {
+    /// What it is, in a sentence.
+    pub says: String,
+    /// Why it may not be the image that runs now.
+    pub warning: Option<String>,
+}
+
+/// Which entry is next. Without an entry for once or by default the boot loader takes the newest.
 #[must_use]
-pub fn warning() -> Option<String> {
-    let next = loader_text("LoaderEntryOneShot").or_else(|| loader_text("LoaderEntryDefault"))?;
-    differs(&next, &loader_text("LoaderEntrySelected")?)
+pub fn next() -> Next {
+    let running = loader_text("LoaderEntrySelected");
+    let next = loader_text("LoaderEntryOneShot").or_else(|| loader_text("LoaderEntryDefault"));
+    let warning = match (&next, &running) {
+        (Some(next), Some(running)) => differs(next, running),
+        _ => None,
+    };
+    let says = match (next, running) {
+        (Some(next), _) => format!("the next boot is of `{next}`"),
+        (None, Some(running)) => {
+            format!("the next boot is of the boot loader's first entry; this one is of `{running}`")
+        }
+        (None, None) => "which entry the next boot is of, the boot loader does not tell".to_owned(),
+    };
+    Next { says, warning }
 }
 
 fn differs(next: &str, running: &str) -> Option<String> {
