@@ -1,0 +1,176 @@
+# shellcheck shell=bash
+# What every script here shares: where things are, how to speak, and how to
+# reach Debian archives that the host does not list itself.
+#
+# Sourced, never run. Everything that is downloaded or built lands in .cache/
+# (or target/), so that removing these two folders undoes all but the packages.
+
+set -euo pipefail
+shopt -s inherit_errexit
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+CACHE=$ROOT/.cache
+# Some shells put other Pythons in front of the system's; mkosi wants Debian's.
+PYTHON=/usr/bin/python3
+# apt and dpkg live in sbin directories on hosts where a user's PATH has none.
+PATH=$PATH:/usr/sbin:/sbin
+# Debian 13: the release of the image, of mkosi, and of the tpm2-tss source.
+IMAGE_RELEASE=trixie
+export ROOT CACHE
+
+say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
+die() {
+    printf '\033[1;31merror:\033[0m %s\n' "$*" >&2
+    exit 1
+}
+
+# One field of the host's os-release, empty when it is not there.
+host_os() (
+    # shellcheck disable=SC1091
+    . /etc/os-release
+    printf '%s' "${!1:-}"
+)
+
+as_root() {
+    if [[ $(id -u) == 0 ]]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        die "this needs root, and there is no sudo: $*"
+    fi
+}
+
+# Run a part and remember how long it took; `times_report` prints the list.
+PART_TIMES=()
+part() {
+    local name=$1 start=$SECONDS status=0
+    shift
+    say "$name"
+    # In a subshell: `set -e` stays in force in there, which it would not in a
+    # function called on the left of `||`.
+    set +e
+    (
+        set -e
+        "$@"
+    )
+    status=$?
+    set -e
+    PART_TIMES+=("$(printf '%6ds  %-8s %s' $((SECONDS - start)) "$([[ $status == 0 ]] && echo ok || echo FAILED)" "$name")")
+    return "$status"
+}
+times_report() {
+    ((${#PART_TIMES[@]})) || return 0
+    say "wall time of each part"
+    printf '%s\n' "${PART_TIMES[@]}" >&2
+}
+
+# --- Debian archives -------------------------------------------------------
+
+# The archive that the host itself uses, so that no mirror is named here and
+# whatever reaches the host's packages (a proxy, a local mirror) reaches ours.
+#   archive_uri main | security
+archive_uri() {
+    local suite
+    suite=$(host_os VERSION_CODENAME)
+    [[ $1 == security ]] && suite=$suite-security
+    # apt itself reads the configuration: one-line and deb822 lists alike.
+    apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+        awk -v suite="$suite" '($1 == suite || index($1, suite "/") == 1) && $2 == "main" { print $3; exit }'
+}
+
+archive_keyring() {
+    local file
+    for file in /usr/share/keyrings/debian-archive-keyring.{pgp,gpg}; do
+        if [[ -e $file ]]; then
+            echo "$file"
+            return
+        fi
+    done
+    die "no Debian archive keyring: install debian-archive-keyring"
+}
+
+# One deb822 stanza.   apt_stanza "deb deb-src" URI "SUITE…"
+apt_stanza() {
+    printf 'Types: %s\nURIs: %s\nSuites: %s\nComponents: main\nSigned-By: %s\n\n' \
+        "$1" "$2" "$3" "$(archive_keyring)"
+}
+
+# A private apt configuration: its own lists, the host's everything else.
+# Prints the path to use as APT_CONFIG; the sources come on standard input.
+#   conf=$(… | apt_private NAME)
+apt_private() {
+    local dir=$CACHE/apt/$1
+    mkdir -p "$dir/sources.list.d" "$dir/lists/partial"
+    cat >"$dir/sources.list.d/$1.sources"
+    cat >"$dir/apt.conf" <<CONF
+Dir::Etc::sourcelist "/dev/null";
+Dir::Etc::sourceparts "$dir/sources.list.d";
+Dir::State::lists "$dir/lists";
+Dir::Cache::pkgcache "$dir/pkgcache.bin";
+Dir::Cache::srcpkgcache "$dir/srcpkgcache.bin";
+Acquire::Languages "none";
+Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
+Acquire::Retries "3";
+APT::Sandbox::User "root";
+CONF
+    echo "$dir/apt.conf"
+}
+
+# The configuration that lists the image's release, binaries and sources; it
+# downloads, it never installs.
+apt_trixie() {
+    local uri
+    uri=$(archive_uri main)
+    [[ -n $uri ]] || die "the host's apt lists no Debian archive for $(host_os VERSION_CODENAME)"
+    apt_stanza "deb deb-src" "$uri" "$IMAGE_RELEASE" | apt_private "$IMAGE_RELEASE"
+}
+
+# --- mkosi ------------------------------------------------------------------
+
+MKOSI_VERSION=25.3
+# Not on PyPI, and not in Debian 12: Debian 13's package is plain Python and
+# runs unpacked.
+fetch_mkosi() {
+    local dir=$CACHE/mkosi-$MKOSI_VERSION conf tmp
+    [[ -e $dir/usr/lib/python3/dist-packages/mkosi/__main__.py ]] && return
+    say "fetching mkosi $MKOSI_VERSION (Debian 13's package, unpacked below .cache)"
+    conf=$(apt_trixie)
+    tmp=$CACHE/tmp.mkosi
+    rm -rf "$tmp" && mkdir -p "$tmp"
+    APT_CONFIG=$conf apt-get -qq update
+    (cd "$tmp" && APT_CONFIG=$conf apt-get -qq download mkosi)
+    dpkg -x "$tmp"/mkosi_"$MKOSI_VERSION"*.deb "$tmp/tree" ||
+        die "Debian 13 no longer has mkosi $MKOSI_VERSION: $(ls "$tmp")"
+    rm -rf "$dir" && mv "$tmp/tree" "$dir" && rm -rf "$tmp"
+}
+mkosi() {
+    PYTHONPATH=$CACHE/mkosi-$MKOSI_VERSION/usr/lib/python3/dist-packages "$PYTHON" -m mkosi "$@"
+}
+
+# The package lists that mkosi uses instead of its own, which name a mirror and
+# a -debug archive that a local one need not carry. mkosi looks for exactly
+# this file name.
+mkosi_sandbox() {
+    local dir=$CACHE/sandbox/etc/apt uri
+    uri=$(archive_uri main)
+    [[ -n $uri ]] || die "the host's apt lists no Debian archive for $(host_os VERSION_CODENAME)"
+    mkdir -p "$dir/sources.list.d" "$dir/apt.conf.d"
+    apt_stanza deb "$uri" "$IMAGE_RELEASE" >"$dir/sources.list.d/mkosi.sources"
+    # How the host's apt reaches the network (a proxy, retries) is ours too.
+    apt-config dump 2>/dev/null | grep -E '^Acquire::(http|https)::' >"$dir/apt.conf.d/20host" || true
+}
+
+# The tools tree: built once, again only when its description changes.
+build_tools_tree() {
+    local stamp=$CACHE/tools.stamp want
+    want=$(sha256sum <"$ROOT/scripts/tools-tree/mkosi.conf")
+    [[ -d $CACHE/tools && -e $stamp && $(<"$stamp") == "$want" ]] && return
+    say "building mkosi's tools tree (Debian 13's systemd-repart, ukify, mkfs …)"
+    mkdir -p "$CACHE/work" "$CACHE/pkgcache"
+    rm -f "$stamp"
+    mkosi --directory="$ROOT/scripts/tools-tree" --force --force \
+        --output-directory="$CACHE" --workspace-directory="$CACHE/work" \
+        --package-cache-dir="$CACHE/pkgcache" --sandbox-tree="$CACHE/sandbox" build
+    echo "$want" >"$stamp"
+}
