@@ -19,7 +19,7 @@ use crate::request::BoundPartition;
 const CHUNK_BYTES: u64 = 1024 * 1024;
 /// So much is written between two flushes: enough to keep a slow disk busy, and little enough that
 /// progress is true.
-const FLUSH_BYTES: u64 = 16 * CHUNK_BYTES;
+const FLUSH_BYTES: u64 = 4 * CHUNK_BYTES;
 /// Progress is shown this often.
 const SHOW_EVERY: Duration = Duration::from_secs(2);
 

@@ -53,10 +53,10 @@ pub fn factory_reset(arguments: &FactoryReset) -> Result<Exit> {
     }
     let entry = (!arguments.place.is_offline()).then(boot_entry::next);
     let entry_text = entry.as_ref().map(describe).unwrap_or_default();
-    if !arguments.force {
-        if let Err(refused) = confirm(&format!("{text}{entry_text}"))? {
-            return refuse(&refused, arguments.json);
-        }
+    if !arguments.force
+        && let Err(refused) = confirm(&format!("{text}{entry_text}"))?
+    {
+        return refuse(&refused, arguments.json);
     }
     writable(&mut machine, mounted.as_ref(), &arguments.place, &profile)?;
     // Looked at again under the lock: another one may have been faster.

@@ -1,0 +1,49 @@
+//! The harness's own arguments.
+
+use crate::failure::{Doing, Failure, Outcome};
+
+pub const USAGE: &str = "usage: vm [--jobs N] [--shard NAME] [--keep] [SCENARIO…]
+       vm --list | --list-shards | demo
+Without a name: every scenario of the ordinary run. A name also stands for all
+that begin with it. --keep leaves the machines' files in place.";
+
+/// Which scenarios, and how.
+#[derive(Debug, Clone)]
+pub struct Choice {
+    pub jobs: usize,
+    pub shard: Option<String>,
+    pub keep: bool,
+    pub names: Vec<String>,
+}
+
+#[derive(Debug)]
+pub enum Command {
+    Help,
+    List,
+    ListShards,
+    Run(Choice),
+    Demo,
+}
+
+pub fn parse(mut args: impl Iterator<Item = String>) -> Outcome<Command> {
+    let mut choice = Choice { jobs: 2, shard: None, keep: false, names: Vec::new() };
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--help" | "-h" => return Ok(Command::Help),
+            "--list" => return Ok(Command::List),
+            "--list-shards" => return Ok(Command::ListShards),
+            "demo" => return Ok(Command::Demo),
+            "--keep" => choice.keep = true,
+            "--jobs" => {
+                let number = args.next().doing("--jobs wants a number")?;
+                choice.jobs = number.parse().doing("--jobs")?;
+            }
+            "--shard" => choice.shard = Some(args.next().doing("--shard wants a name")?),
+            flag if flag.starts_with('-') => {
+                return Err(Failure::new(format!("unknown option {flag}")));
+            }
+            name => choice.names.push(name.to_owned()),
+        }
+    }
+    Ok(Command::Run(choice))
+}

@@ -1,0 +1,117 @@
+//! Where everything is and how patient to be: the image, the cache, the host's
+//! tools, the firmware, the accelerator.
+
+use crate::failure::{Doing, Failure, Outcome};
+use std::env;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How the guest's instructions are run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accel {
+    Kvm,
+    Tcg,
+}
+
+/// Fixed for a run, shared by all scenarios.
+#[derive(Debug)]
+pub struct Lab {
+    pub image: PathBuf,
+    pub cache: PathBuf,
+    pub qemu: PathBuf,
+    pub ovmf_code: PathBuf,
+    pub ovmf_vars: PathBuf,
+    pub accel: Accel,
+    /// What times are multiplied by: emulation, and a neighbour on the cores.
+    slowness: u32,
+}
+
+impl Lab {
+    /// Looks for everything and names the first thing that is missing.
+    pub fn open() -> Outcome<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let image = path_from("RESTAGE_VM_IMAGE", &root.join(".cache/image/restage-os.raw"));
+        if !image.exists() {
+            return Err(Failure::new(format!(
+                "no image at {}: scripts/test builds it",
+                image.display()
+            )));
+        }
+        let cache = path_from("RESTAGE_VM_CACHE", &root.join(".cache/vm"));
+        std::fs::create_dir_all(&cache).doing("making the cache directory")?;
+        // Absolute: swtpm and QEMU are started from other directories.
+        let cache = cache.canonicalize()?;
+        let qemu = tool("qemu-system-x86_64", "RESTAGE_QEMU")?;
+        for needed in ["qemu-img", "qemu-nbd", "swtpm", "setpriv", "sha256sum"] {
+            tool(needed, "")?;
+        }
+        let (ovmf_code, ovmf_vars) = firmware()?;
+        Ok(Self {
+            image: image.canonicalize()?,
+            cache,
+            qemu,
+            ovmf_code,
+            ovmf_vars,
+            accel: Accel::Tcg,
+            slowness: 1,
+        })
+    }
+
+    /// Takes the accelerator for good, and with it the measure of patience.
+    pub fn settle(&mut self, accel: Accel) {
+        self.accel = accel;
+        self.slowness = match accel {
+            Accel::Kvm => 1,
+            Accel::Tcg => 3,
+        };
+    }
+
+    /// A time limit, given in seconds of a machine that runs guests natively.
+    pub fn patience(&self, native_s: u64) -> Duration {
+        Duration::from_secs(native_s) * self.slowness
+    }
+}
+
+fn path_from(variable: &str, otherwise: &Path) -> PathBuf {
+    env::var_os(variable).map_or_else(|| otherwise.to_owned(), PathBuf::from)
+}
+
+/// Finds a program; sbin directories are looked at too, since a user's PATH
+/// may lack them.
+pub fn tool(name: &str, variable: &str) -> Outcome<PathBuf> {
+    if !variable.is_empty()
+        && let Some(given) = env::var_os(variable)
+    {
+        return Ok(PathBuf::from(given));
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|dir| dir.join(name))
+        .find(|candidate| candidate.is_file())
+        .doing(format!("looking for the program {name}"))
+}
+
+/// OVMF without Secure Boot and without SMM: the harness boots unsigned images
+/// and adds to the kernel command line, which Secure Boot would ignore.
+fn firmware() -> Outcome<(PathBuf, PathBuf)> {
+    const PAIRS: [(&str, &str); 4] = [
+        ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"),
+        ("OVMF_CODE.fd", "OVMF_VARS.fd"),
+        ("x64/OVMF_CODE.4m.fd", "x64/OVMF_VARS.4m.fd"),
+        ("ovmf/OVMF_CODE.fd", "ovmf/OVMF_VARS.fd"),
+    ];
+    let mut places = vec![PathBuf::from("/usr/share/OVMF"), PathBuf::from("/usr/share/edk2")];
+    if let Some(given) = env::var_os("RESTAGE_OVMF") {
+        places.insert(0, PathBuf::from(given));
+    }
+    for place in &places {
+        for (code, vars) in PAIRS {
+            let (code, vars) = (place.join(code), place.join(vars));
+            if code.exists() && vars.exists() {
+                return Ok((code, vars));
+            }
+        }
+    }
+    Err(Failure::new("no OVMF firmware (Debian package ovmf)"))
+}

@@ -1,0 +1,296 @@
+//! A test machine: what it is made of, as long as a scenario lasts; and one
+//! power-on of it.
+
+use crate::agent::Line as AgentLine;
+use crate::command::{Background, run};
+use crate::disk::{Access, Disk};
+use crate::failure::{Doing, Failure, Outcome};
+use crate::faults::{Oem, Probe};
+use crate::lab::{Accel, Lab};
+use crate::nbd::Nbd;
+use crate::qmp::Qmp;
+use crate::serial::{Mark, Serial};
+use crate::swtpm;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How the system disk is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bus {
+    Virtio,
+    Nvme,
+    Scsi,
+}
+
+/// Where QEMU keeps the block device of the system disk on virtio, for I/O limits.
+pub const SYSTEM_DISK: &str = "/machine/peripheral/system/virtio-backend";
+
+/// What stays when the power is off.
+#[derive(Debug)]
+pub struct Machine {
+    pub dir: PathBuf,
+    pub disk: PathBuf,
+    pub vars: PathBuf,
+    pub tpm: PathBuf,
+    pub has_tpm: bool,
+    pub bus: Bus,
+    /// More disks, attached in this order.
+    pub others: Vec<PathBuf>,
+    /// They come before the system disk on the bus, and get its device name.
+    pub others_first: bool,
+    /// SMBIOS strings of the next power-on.
+    pub oem: Vec<Oem>,
+    /// Bytes a second written to the system disk from the start; 0: no limit.
+    pub write_limit: u64,
+    pub serial: Serial,
+}
+
+impl Machine {
+    /// A machine without anything in its directory yet.
+    pub fn at(dir: &Path) -> Outcome<Self> {
+        if dir.exists() {
+            std::fs::remove_dir_all(dir).doing("clearing a machine's directory")?;
+        }
+        std::fs::create_dir_all(dir).doing("making a machine's directory")?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            disk: dir.join("disk.qcow2"),
+            vars: dir.join("vars.fd"),
+            tpm: dir.join("tpm"),
+            has_tpm: true,
+            bus: Bus::Virtio,
+            others: Vec::new(),
+            others_first: false,
+            oem: Vec::new(),
+            write_limit: 0,
+            serial: Serial::open(&dir.join("serial.log")),
+        })
+    }
+
+    /// The system disk from outside; the power must be off.
+    pub fn open_disk(&self, access: Access) -> Outcome<Disk> {
+        Disk::open(&self.disk, access)
+    }
+
+    pub fn add_disk(&mut self, name: &str, mib: u64) -> Outcome<PathBuf> {
+        let path = self.dir.join(format!("{name}.qcow2"));
+        let text = path.display().to_string();
+        run("qemu-img", &["create", "-q", "-f", "qcow2", &text, &format!("{mib}M")])?;
+        self.others.push(path.clone());
+        Ok(path)
+    }
+
+    pub fn power_on(&mut self, lab: &Lab) -> Outcome<Vm> {
+        let sockets = tempfile::tempdir().doing("making a directory for sockets")?;
+        let socket = |name: &str| sockets.path().join(name);
+        let log = self.dir.join("qemu.log");
+        let swtpm =
+            if self.has_tpm { Some(swtpm::serve(&self.tpm, &socket("tpm"), &log)?) } else { None };
+        let from = self.serial.mark()?;
+        let args = self.arguments(lab, sockets.path())?;
+        let qemu = Background::start(&lab.qemu, &args, &log)?;
+        let mut qmp = Qmp::connect(&socket("qmp")).map_err(|cause| {
+            let said = std::fs::read_to_string(&log).unwrap_or_default();
+            let last = said.trim().lines().last().unwrap_or_default().to_owned();
+            Failure::new(format!("starting QEMU: {cause}: {last}"))
+        })?;
+        if self.write_limit != 0 {
+            qmp.limit_writes(SYSTEM_DISK, self.write_limit)?;
+        }
+        let probe = Probe::connect(&socket("probe"))?;
+        let agent = AgentLine::new(socket("agent"));
+        Ok(Vm { qemu, _swtpm: swtpm, qmp, agent, probe, from, sockets })
+    }
+
+    fn arguments(&self, lab: &Lab, sockets: &Path) -> Outcome<Vec<String>> {
+        let mut args: Vec<String> = Vec::new();
+        let mut add = |words: &[&str]| args.extend(words.iter().map(|word| (*word).to_owned()));
+        add(&["-nodefaults", "-no-user-config", "-display", "none", "-vga", "none"]);
+        match lab.accel {
+            Accel::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
+            Accel::Tcg => {
+                // la57 costs a level in every page walk, and mitigations a detour
+                // at every indirect jump: of no use in an emulated machine.
+                add(&["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]);
+                let extra = "io.systemd.stub.kernel-cmdline-extra=mitigations=off";
+                add(&["-smbios", &format!("type=11,value={extra}")]);
+            }
+        }
+        // Two machines at a time on two cores: one each runs best.
+        add(&["-machine", "q35,smm=off", "-smp", "1", "-m", "1536"]);
+        // A request is bound to this: the same machine at every power-on.
+        add(&["-uuid", "7b1f3a52-6d0e-4c59-9a41-2f6a8d3c5e10"]);
+        add(&["-rtc", "base=utc", "-device", "virtio-rng-pci"]);
+        let flash = |unit: u8, rest: &str, file: &Path| {
+            format!("if=pflash,format=raw,unit={unit}{rest},file={}", escaped(file))
+        };
+        add(&["-drive", &flash(0, ",readonly=on", &lab.ovmf_code)]);
+        add(&["-drive", &flash(1, "", &self.vars)]);
+        let mut others = Vec::new();
+        for (index, path) in self.others.iter().enumerate() {
+            let node = format!("disk{}", index + 1);
+            others.extend(["-blockdev".to_owned(), blockdev(&node, path), "-device".to_owned()]);
+            others.push(format!("virtio-blk-pci,drive={node},id={node}"));
+        }
+        let others: Vec<&str> = others.iter().map(String::as_str).collect();
+        if self.others_first {
+            add(&others);
+        }
+        add(&["-blockdev", &blockdev("disk0", &self.disk)]);
+        match self.bus {
+            Bus::Virtio => add(&["-device", "virtio-blk-pci,drive=disk0,id=system,bootindex=0"]),
+            Bus::Nvme => add(&["-device", "nvme,drive=disk0,id=system,serial=system,bootindex=0"]),
+            Bus::Scsi => {
+                add(&["-device", "virtio-scsi-pci,id=scsi"]);
+                add(&["-device", "scsi-hd,bus=scsi.0,drive=disk0,id=system,bootindex=0"]);
+            }
+        }
+        if !self.others_first {
+            add(&others);
+        }
+        let serial = self.dir.join("serial.log");
+        add(&["-chardev", &format!("file,id=console,append=on,path={}", escaped(&serial))]);
+        add(&["-serial", "chardev:console"]);
+        let mut chardev = |id: &str| {
+            let path = escaped(&sockets.join(id));
+            add(&["-chardev", &format!("socket,id={id},server=on,wait=off,path={path}")]);
+        };
+        ["probe", "agent", "qmp"].into_iter().for_each(&mut chardev);
+        add(&["-serial", "chardev:probe", "-mon", "chardev=qmp,mode=control"]);
+        add(&["-device", "virtio-serial-pci"]);
+        add(&["-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"]);
+        if self.has_tpm {
+            let path = escaped(&sockets.join("tpm"));
+            add(&["-chardev", &format!("socket,id=tpm,path={path}")]);
+            add(&["-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0"]);
+        }
+        for (index, text) in self.oem.iter().enumerate() {
+            // From a file: the strings hold commas and may be long.
+            let path = sockets.join(format!("oem{index}"));
+            std::fs::write(&path, text).doing("writing an SMBIOS string")?;
+            add(&["-smbios", &format!("type=11,path={}", escaped(&path))]);
+        }
+        Ok(args)
+    }
+}
+
+/// In QEMU's option lists a comma is doubled.
+fn escaped(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+fn blockdev(node: &str, path: &Path) -> String {
+    // no-flush: what the guest flushed is in the host's page cache, which
+    // outlives a killed QEMU; waiting for the host's disk would prove nothing.
+    json!({ "driver": "qcow2", "node-name": node, "discard": "unmap",
+            "cache": { "no-flush": true },
+            "file": { "driver": "file", "filename": path.display().to_string(),
+                      "cache": { "no-flush": true } } })
+    .to_string()
+}
+
+/// The machine while it is on. Dropping it is pulling the plug.
+#[derive(Debug)]
+pub struct Vm {
+    qemu: Background,
+    _swtpm: Option<Background>,
+    pub qmp: Qmp,
+    pub agent: AgentLine,
+    pub probe: Probe,
+    /// Where on the console this power-on, or the last reset, begins.
+    pub from: Mark,
+    sockets: tempfile::TempDir,
+}
+
+impl Vm {
+    /// Fails when the machine is gone, and says how it went.
+    pub fn alive(&mut self) -> Outcome {
+        match self.qemu.ended() {
+            None => Ok(()),
+            Some(how) => Err(Failure::new(how)),
+        }
+    }
+
+    /// Pulls the plug.
+    pub fn kill(mut self) {
+        self.qemu.kill();
+    }
+
+    /// A guest's reboot from now on ends QEMU, everything written out.
+    pub fn end_at_reboot(&mut self) -> Outcome {
+        self.qmp.call("set-action", json!({ "reboot": "shutdown", "shutdown": "poweroff" }))?;
+        Ok(())
+    }
+
+    pub fn wait_off(&mut self, limit: Duration) -> Outcome {
+        self.qemu.wait(limit).doing("waiting for the machine to go off")
+    }
+
+    /// Looks at the disk of the machine while it stands still.
+    pub fn stopped<T>(&mut self, look: impl FnOnce(&Disk) -> Outcome<T>) -> Outcome<T> {
+        self.qmp.call("stop", json!({}))?;
+        let socket = self.sockets.path().join("nbd");
+        let address = json!({ "type": "unix", "data": { "path": socket.display().to_string() } });
+        self.qmp.call("nbd-server-start", json!({ "addr": address }))?;
+        self.qmp.call(
+            "block-export-add",
+            json!({ "type": "nbd", "id": "look", "node-name": "disk0", "name": "disk",
+                    "writable": false }),
+        )?;
+        let seen = Nbd::connect(&socket, "disk").and_then(|nbd| look(&Disk::exported(nbd)));
+        self.qmp.call("nbd-server-stop", json!({}))?;
+        self.qmp.call("cont", json!({}))?;
+        seen
+    }
+
+    /// Waits for a line of the console that holds one of the texts, and returns the
+    /// place after it. What nobody
+    /// waits for ends the wait at once: a panic, a machine that is gone.
+    pub fn wait_line(
+        &mut self,
+        serial: &mut Serial,
+        from: Mark,
+        texts: &[&str],
+        limit: Duration,
+    ) -> Outcome<Mark> {
+        let until = Instant::now() + limit;
+        let what = || format!("waiting for {} on the console", quoted(texts));
+        loop {
+            let gone = self.alive();
+            serial.pump()?;
+            if let Some(after) = serial.find(from, texts) {
+                return Ok(after);
+            }
+            if serial.find(from, &["Kernel panic"]).is_some() {
+                return Err(Failure::new(format!("{}: the kernel panicked", what())));
+            }
+            gone.doing(what())?;
+            if Instant::now() > until {
+                let limit_s = limit.as_secs();
+                return Err(Failure::new(format!("{}: not within {limit_s} s", what())));
+            }
+            std::thread::sleep(Duration::from_millis(60));
+        }
+    }
+
+    /// The guest has been reset: the agent is another one, the console goes on.
+    pub fn wait_reset(&mut self, serial: &mut Serial, limit: Duration) -> Outcome {
+        let until = Instant::now() + limit;
+        while self.qmp.take_event("RESET", Duration::from_millis(200))?.is_none() {
+            self.alive().doing("waiting for a reboot")?;
+            if Instant::now() > until {
+                let limit_s = limit.as_secs();
+                return Err(Failure::new(format!("waiting for a reboot: none within {limit_s} s")));
+            }
+        }
+        self.agent.hang_up();
+        self.from = serial.mark()?;
+        Ok(())
+    }
+}
+
+fn quoted(texts: &[&str]) -> String {
+    let quoted: Vec<String> = texts.iter().map(|text| format!("`{text}`")).collect();
+    quoted.join(" or ")
+}

@@ -1,0 +1,64 @@
+//! What is shown, as a table: a name, the run it belongs to, and how many things
+//! it checks at least.
+
+mod cuts;
+mod end;
+mod quiet;
+mod refusals;
+mod reset;
+mod same_boot;
+mod tpm;
+
+use crate::bench::Bench;
+use crate::failure::Outcome;
+
+/// The run without a shard's name.
+pub const ORDINARY: &str = "ordinary";
+const KILLS: &str = "kills";
+const SAME_BOOT: &str = "same-boot";
+
+pub struct Scenario {
+    pub name: &'static str,
+    pub shard: &'static str,
+    /// A scenario that ends early has not checked so many things.
+    pub checks: u32,
+    pub run: fn(&mut Bench<'_>) -> Outcome,
+}
+
+const fn ordinary(name: &'static str, checks: u32, run: fn(&mut Bench<'_>) -> Outcome) -> Scenario {
+    Scenario { name, shard: ORDINARY, checks, run }
+}
+
+const fn long(
+    shard: &'static str,
+    name: &'static str,
+    checks: u32,
+    run: fn(&mut Bench<'_>) -> Outcome,
+) -> Scenario {
+    Scenario { name, shard, checks, run }
+}
+
+/// Long ones first: two at a time they pack better.
+pub const ALL: &[Scenario] = &[
+    ordinary("killed", 20, cuts::killed),
+    ordinary("power-cuts", 40, cuts::power_cuts),
+    ordinary("reset", 55, reset::default),
+    ordinary("example", 50, reset::example),
+    ordinary("tpm-locked", 30, tpm::locked),
+    ordinary("tpm-none", 25, tpm::none),
+    ordinary("quiet", 20, quiet::quiet),
+    ordinary("refused", 25, refusals::refused),
+    ordinary("tpm-software", 20, tpm::software),
+    long(KILLS, "kills-a", 200, cuts::kills_a),
+    long(KILLS, "kills-b", 200, cuts::kills_b),
+    long(SAME_BOOT, "same-boot-a", 200, same_boot::first_half),
+    long(SAME_BOOT, "same-boot-b", 200, same_boot::second_half),
+];
+
+/// The long runs.
+pub fn shards() -> Vec<&'static str> {
+    let mut shards: Vec<_> =
+        ALL.iter().map(|one| one.shard).filter(|shard| *shard != ORDINARY).collect();
+    shards.dedup();
+    shards
+}

@@ -1,0 +1,83 @@
+//! A profile that goes on in the same boot: the reset, repartitioning and the
+//! first boot, without a reboot in between, fifty times of fifty.
+
+use super::cuts::fresh_machine;
+use super::end;
+use crate::bench::{Bench, Boot};
+use crate::failure::{Doing, Failure, Outcome};
+use crate::faults::{drop_in, unit};
+use crate::machine::Bus;
+use crate::wire::to_base64;
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Two scenarios of as many side by side are fifty.
+const BOOTS: u32 = 25;
+
+pub fn first_half(bench: &mut Bench<'_>) -> Outcome {
+    boots(bench)
+}
+
+pub fn second_half(bench: &mut Bench<'_>) -> Outcome {
+    boots(bench)
+}
+
+fn boots(bench: &mut Bench<'_>) -> Outcome {
+    let name = bench.name.clone();
+    for boot in 1..=BOOTS {
+        fresh_machine(bench, &name)?;
+        // The order of devices appearing is part of what must not matter.
+        bench.machine.bus = match boot % 3 {
+            0 => Bus::Virtio,
+            1 => Bus::Nvme,
+            _ => Bus::Scsi,
+        };
+        let bus = bench.machine.bus;
+        one(bench)
+            .map_err(|cause| Failure::new(format!("boot {boot} of {BOOTS} ({bus:?}): {cause}")))?;
+    }
+    bench.note(format!("{BOOTS} resets of {BOOTS} went on in the same boot"));
+    Ok(())
+}
+
+fn one(bench: &mut Bench<'_>) -> Outcome {
+    let old = bench.base()?.facts.clone();
+    let staged = bench.base()?.request("default")?;
+    bench.put_request(&staged)?;
+    bench.machine.oem = profile_that_continues()?;
+    bench.power_on()?;
+    bench.line(&["restage: committed"], 90)?;
+    bench.vm()?.qmp.forget_events()?;
+    let new = bench.booted(Boot::First)?;
+    end::new_system(bench, &old, &new)?;
+    let reset = bench.vm()?.qmp.take_event("RESET", std::time::Duration::ZERO)?;
+    bench.check("no reboot in between", reset.is_none())?;
+    let status = bench.status()?;
+    bench.equal("outcome", status.report(&staged.id)?.outcome(), "done")
+}
+
+/// The IncusOS profile, with one field changed, for the reset unit in the initrd.
+fn profile_that_continues() -> Outcome<Vec<String>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/profile/incusos.json");
+    let text = std::fs::read_to_string(&path).doing("reading the profile")?;
+    let mut profile: Value = serde_json::from_str(&text).doing("reading the profile")?;
+    *profile.get_mut("after_reset").doing("the profile's field after_reset")? = json!("continue");
+    let profile = to_base64(profile.to_string().as_bytes());
+    Ok(vec![
+        unit(
+            "test-profile.service",
+            &format!(
+                "[Unit]\nDefaultDependencies=no\nConditionPathExists=/etc/initrd-release\n\
+                 Before=restage-reset.service\n\
+                 [Service]\nType=oneshot\n\
+                 ExecStart=/bin/sh -c 'echo {profile} | base64 -d >/run/test-profile.json'\n"
+            ),
+        ),
+        drop_in(
+            "restage-reset.service",
+            "[Unit]\nWants=test-profile.service\nAfter=test-profile.service\n\
+             [Service]\nExecStart=\n\
+             ExecStart=/usr/bin/restage initrd reset --profile /run/test-profile.json\n",
+        ),
+    ])
+}
