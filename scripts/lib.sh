@@ -41,6 +41,22 @@ as_root() {
     fi
 }
 
+# Run two commands at once; both have ended when this returns, and both must
+# have succeeded. The first one's output comes when it is over.
+#   at_once "FIRST COMMAND" "SECOND COMMAND"
+at_once() {
+    local log first status=0
+    mkdir -p "$CACHE"
+    log=$(mktemp "$CACHE/at-once.XXXXXX")
+    bash -c "$1" >"$log" 2>&1 &
+    first=$!
+    bash -c "$2" || status=$?
+    wait "$first" || status=$?
+    cat "$log" >&2
+    rm -f "$log"
+    return "$status"
+}
+
 # Run a part and remember how long it took; `times_report` prints the list.
 PART_TIMES=()
 part() {
