@@ -180,7 +180,10 @@ impl Profile {
             let last = components.last().copied().unwrap_or_default();
             let plain = components.iter().take(components.len() - 1).all(|c| is_plain_name(c))
                 && is_plain_name(&last.replacen('*', "x", 1));
-            let ours = components.first() == Some(&self.esp.directory.as_str());
+            // FAT does not tell upper from lower case.
+            let first = components.first().map(|c| c.to_ascii_lowercase()).unwrap_or_default();
+            let ours =
+                crate::plan::check::matches(&first, &self.esp.directory.to_ascii_lowercase());
             if !plain || ours {
                 return Err(format!("field `esp`: the path `{path}` may not be removed"));
             }
@@ -240,6 +243,8 @@ mod tests {
         assert!(changed("\"version\": 1", "\"version\": 2").contains("`version` is 2"));
         assert!(changed("\"sb-disabled\"", "\"../x\"").contains("`../x` may not be removed"));
         assert!(changed("\"sb-disabled\"", "\"restage/x\"").contains("may not be removed"));
+        assert!(changed("\"sb-disabled\"", "\"RESTAGE\"").contains("may not be removed"));
+        assert!(changed("\"sb-disabled\"", "\"*\"").contains("may not be removed"));
         assert!(changed("\"sb-disabled\"", "\"/x\"").contains("may not be removed"));
         assert!(
             changed("\"directory\": \"restage\"", "\"directory\": \"..\"").contains("plain name")

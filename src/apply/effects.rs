@@ -28,11 +28,18 @@ pub fn heal(disk: &mut dyn Disk, bad: Copy) -> Result<()> {
     let tables = table::read(disk)?;
     match (tables.get(bad), tables.get(bad.other())) {
         (Some(_), _) => Ok(()),
-        (None, Some(good)) => table::write(disk, &good.as_other_copy()),
+        (None, Some(good)) => {
+            let other = good.as_other_copy().doing(|| cannot_heal(disk)).map_err(Error::hold)?;
+            table::write(disk, &other)
+        }
         (None, None) => {
             Err(Error::new(format!("{} has no valid partition table any more", disk.name())).hold())
         }
     }
+}
+
+fn cannot_heal(disk: &dyn Disk) -> String {
+    format!("cannot make the bad partition table of {} anew", disk.name())
 }
 
 /// The seed partition gets `archive`, and zeros up to its end.
@@ -132,13 +139,18 @@ pub fn gpt(disk: &mut dyn Disk, partitions: &[BoundPartition]) -> Result<()> {
     let backup = tables.get(Copy::Backup).map(without).transpose()?;
     let backup = match (&primary, backup) {
         (_, Some(backup)) => backup,
-        (Some(primary), None) => primary.as_other_copy(),
+        (Some(primary), None) => {
+            primary.as_other_copy().doing(|| cannot_heal(disk)).map_err(Error::hold)?
+        }
         (None, None) => {
             let what = format!("{} has no valid partition table any more", disk.name());
             return Err(Error::new(what).hold());
         }
     };
-    let primary = primary.unwrap_or_else(|| backup.as_other_copy());
+    let primary = match primary {
+        Some(primary) => primary,
+        None => backup.as_other_copy().doing(|| cannot_heal(disk)).map_err(Error::hold)?,
+    };
     if !primary.same_content(&backup) {
         let what = format!("the two partition tables of {} differ in more than this", disk.name());
         return Err(Error::new(what).hold());

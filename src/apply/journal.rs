@@ -70,6 +70,8 @@ pub struct Progress {
     pub attempted: BTreeSet<usize>,
     /// Failures, oldest first.
     pub failures: Vec<String>,
+    /// The number of the next one: a file may have been lost.
+    next_failure: usize,
     /// Boots that worked on it.
     pub runs: usize,
 }
@@ -179,7 +181,8 @@ impl Journal {
 
     /// A step failed.
     pub fn record_failure(&mut self, esp: &mut dyn Esp, reason: &str) -> Result<()> {
-        let number = self.progress.failures.len();
+        let number = self.progress.next_failure;
+        self.progress.next_failure += 1;
         if number <= MAX_COUNT {
             self.note(esp, 'F', number, reason)?;
         }
@@ -233,6 +236,7 @@ fn load_progress(esp: &dyn Esp, stem: &str) -> Result<Progress> {
             _ => {}
         }
     }
+    progress.next_failure = failures.last_key_value().map_or(0, |(last, _)| last + 1);
     progress.failures = failures.into_values().collect();
     Ok(progress)
 }
@@ -260,8 +264,11 @@ pub fn finish(esp: &mut dyn Esp, report: &Report, log: &str) -> Result<()> {
         let bytes = envelope::encode(report, REPORT).doing(what)?;
         esp.create(&file("RPT"), &bytes).doing(what)?;
     }
-    clear_away(esp, &stem)?;
-    prune(esp)
+    // The operation is over; what cannot be tidied up now is tidied up at the next boot.
+    if let Err(error) = clear_away(esp, &stem).and_then(|()| prune(esp, &report.id)) {
+        log::warn!("{}", error.chain());
+    }
+    Ok(())
 }
 
 /// Removes what is left of a finished operation, or of one that never became a request.
@@ -283,10 +290,10 @@ pub fn clear_away(esp: &mut dyn Esp, stem: &str) -> Result<()> {
     Ok(())
 }
 
-/// Keeps the newest reports only.
-fn prune(esp: &mut dyn Esp) -> Result<()> {
+/// Keeps the newest reports only, and the one just written whatever the clock says.
+fn prune(esp: &mut dyn Esp, newest: &str) -> Result<()> {
     let reports = reports(esp)?;
-    for old in reports.iter().skip(MAX_REPORTS) {
+    for old in reports.iter().filter(|report| report.id != newest).skip(MAX_REPORTS - 1) {
         let stem = stem(&old.id);
         let what = || format!("cannot remove the old report {stem}.RPT");
         // The report goes last: as long as it is there, nothing of its operation can come back.
@@ -304,7 +311,7 @@ pub fn reports(esp: &dyn Esp) -> Result<Vec<Report>> {
     let mut reports = Vec::new();
     for name in esp.names().doing(what)? {
         if name.split_once('.').is_some_and(|(_, extension)| extension == "RPT")
-            && let Some(bytes) = esp.read(&name, MAX_BYTES).doing(what)?
+            && let Ok(Some(bytes)) = esp.read(&name, MAX_BYTES)
             && let Ok(report) = envelope::parse::<Report>(&bytes, REPORT)
         {
             reports.push(report);

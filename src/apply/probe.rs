@@ -116,6 +116,7 @@ pub fn disk(disk: &dyn Disk, scope: Scope) -> Result<DiskFacts> {
         size_bytes: disk.size_bytes(),
         sector_bytes: disk.sector_bytes(),
         guid: table.disk_guid(),
+        usable: table.usable(),
         bad_copy,
         copies_differ,
         partitions,

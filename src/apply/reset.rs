@@ -86,10 +86,18 @@ fn start(machine: &mut Machine, profile: &Profile, staged: &[String]) -> Result<
     let Some(request) = good.pop() else {
         return Ok(if refusals.is_empty() { Applied::Nothing } else { Applied::Refused(refusals) });
     };
-    match prepare(machine, profile, &request) {
+    let prepared = prepare(machine, profile, &request);
+    let stem = crate::request::stem(&request.id);
+    if let Err(refused) = &prepared
+        && find::look(machine.esp.as_ref())?.committed.contains(&stem)
+    {
+        // The journal appeared, and only then something failed: that is a commit.
+        let error = Error::new("the reset is committed").because(refused.clone());
+        return Ok(Applied::Unfinished(error.after_commit()));
+    }
+    match prepared {
         Ok(journal) => Ok(carry_out(machine, journal)),
         Err(refused) => {
-            let stem = crate::request::stem(&request.id);
             set_aside(machine.esp.as_mut(), &stem, Some(request), &refused.reason, now)?;
             refusals.push(refused.reason);
             Ok(Applied::Refused(refusals))
@@ -145,22 +153,24 @@ fn read_seeds(machine: &Machine, profile: &Profile, request: &Request) -> Result
 
 /// A committed operation goes on, on the disk that it was planned for, or nothing is touched.
 fn resume(machine: &mut Machine, profile: &Profile, stem: &str) -> Applied {
-    let journal = match Journal::load(machine.esp.as_ref(), stem) {
+    let mut journal = match Journal::load(machine.esp.as_ref(), stem) {
         Ok(journal) => journal,
         Err(error) => return Applied::Unfinished(error.hold()),
     };
     let committed = &journal.committed;
     console::set_id(journal.id());
     log::info!("resuming {} {}", committed.request.operation, committed.request.id);
-    let checked = resume_facts(machine)
-        .and_then(|facts| {
-            let what = || "the committed reset cannot go on".to_owned();
-            check::journal(&committed.request, &committed.plan, profile, &facts).doing(what)
-        })
-        .map_err(Error::hold);
-    match checked {
+    let facts = match resume_facts(machine) {
+        Ok(facts) => facts,
+        // A disk that cannot be read now may be readable at the next boot.
+        Err(error) => {
+            return Applied::Unfinished(fail(machine, &mut journal, error.after_commit()));
+        }
+    };
+    let what = || "the committed reset cannot go on, and nothing was touched".to_owned();
+    match check::journal(&committed.request, &committed.plan, profile, &facts).doing(what) {
         Ok(()) => carry_out(machine, journal),
-        Err(error) => Applied::Unfinished(error),
+        Err(error) => Applied::Unfinished(error.hold()),
     }
 }
 

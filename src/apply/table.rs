@@ -31,27 +31,21 @@ pub fn read(disk: &dyn Disk) -> Result<Tables> {
         .ok_or_else(|| std::io::Error::other("sectors of neither 512 nor 4096 bytes"))
         .doing(what)?;
     let last_lba = (disk.size_bytes() / sector.get()).saturating_sub(1);
-    let primary = read_copy(disk, sector, 1).doing(what)?;
+    let primary = read_copy(disk, sector, 1);
     let backup_lba = primary.as_ref().map_or(last_lba, |(_, other)| *other);
-    let backup = read_copy(disk, sector, backup_lba).doing(what)?;
+    let backup = read_copy(disk, sector, backup_lba);
     Ok(Tables { primary: primary.map(|(table, _)| table), backup: backup.map(|(table, _)| table) })
 }
 
-fn read_copy(
-    disk: &dyn Disk,
-    sector: SectorBytes,
-    lba: u64,
-) -> std::io::Result<Result<(Table, u64), BadCopy>> {
+fn read_copy(disk: &dyn Disk, sector: SectorBytes, lba: u64) -> Result<(Table, u64), BadCopy> {
+    // A sector that cannot be read makes this copy a bad one; the other may be whole.
     let mut header = vec![0; usize::try_from(sector.get()).map_err(std::io::Error::other)?];
     disk.read(lba * sector.get(), &mut header)?;
-    let located = match locate(&header, lba, sector, disk.size_bytes()) {
-        Ok(located) => located,
-        Err(bad) => return Ok(Err(bad)),
-    };
+    let located = locate(&header, lba, sector, disk.size_bytes())?;
     let mut array = vec![0; located.array_bytes];
     disk.read(located.array_offset, &mut array)?;
     let other = located.other_lba;
-    Ok(located.complete(array).map(|table| (table, other)))
+    located.complete(array).map(|table| (table, other))
 }
 
 /// Writes one copy: durable, and read back from the medium, when this returns. Writes nothing when

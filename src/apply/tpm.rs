@@ -23,7 +23,11 @@ pub fn perform(machine: &mut Machine, way: &TpmWay, attempt: Attempt) -> Result<
     match way {
         TpmWay::PassOver { reason } => Ok(StepState::PassedOver(reason.clone())),
         TpmWay::DeleteState { directory } => {
-            machine.esp.remove_path(directory).doing(|| format!("cannot delete {directory}/"))?;
+            let what = || format!("cannot delete {directory}/");
+            machine.esp.remove_path(directory).doing(what)?;
+            if !machine.esp.matching(directory).doing(what)?.is_empty() {
+                return Err(Error::new(what()).because("it is still there"));
+            }
             Ok(StepState::Done)
         }
         TpmWay::Clear { before, .. } => {
@@ -111,7 +115,13 @@ fn by_firmware(
         Failure::Other(Error::new("cannot ask the firmware to clear the TPM").because(e))
     };
     let ppi = ppi.ok_or_else(|| Failure::Other(Error::new("no physical-presence interface")))?;
-    if attempt == Attempt::Again && ppi.pending().map_err(other)? != Some(PPI_CLEAR) {
+    let failed = |why: &str| {
+        Failure::Other(Error::new("the firmware did not clear the TPM").because(why.to_owned()))
+    };
+    if attempt == Attempt::Again {
+        if ppi.pending().map_err(other)? == Some(PPI_CLEAR) {
+            return Err(failed("it was asked, and has not acted yet"));
+        }
         let refusal = match ppi.response().map_err(other)? {
             Some(response) if response.operation == PPI_CLEAR => match response.outcome {
                 PpiOutcome::Success => None,
@@ -126,7 +136,11 @@ fn by_firmware(
         }
     }
     ppi.request(PPI_CLEAR).map_err(other)?;
-    Ok(StepState::RebootFirst)
+    // A firmware that ignores the request must not make the machine reboot for ever.
+    match attempt {
+        Attempt::First => Ok(StepState::RebootFirst),
+        Attempt::Again => Err(failed("it is asked once more")),
+    }
 }
 
 /// A definite refusal of a first attempt that changed nothing ends the reset with nothing destroyed,

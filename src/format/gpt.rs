@@ -215,6 +215,12 @@ impl Table {
         self.header.disk_guid
     }
 
+    /// The LBAs that partitions may use, first and last.
+    #[must_use]
+    pub fn usable(&self) -> (u64, u64) {
+        (self.header.first_usable, self.header.last_usable)
+    }
+
     /// Logical sector size.
     #[must_use]
     pub fn sector(&self) -> SectorBytes {
@@ -262,9 +268,9 @@ impl Table {
     }
 
     /// This table as the other copy: the same entries, the places exchanged. The primary's entries
-    /// start at LBA 2, the backup's end right before its header.
-    #[must_use]
-    pub fn as_other_copy(&self) -> Self {
+    /// start at LBA 2, the backup's end right before its header. An error where that would be inside
+    /// the usable range: partitions, or what a boot loader keeps there, are not ours to overwrite.
+    pub fn as_other_copy(&self) -> Result<Self, BadCopy> {
         let mut other = self.clone();
         other.header.current_lba = self.header.backup_lba;
         other.header.backup_lba = self.header.current_lba;
@@ -274,7 +280,15 @@ impl Table {
         } else {
             other.header.current_lba.saturating_sub(array_sectors)
         };
-        other
+        let (first, last) = self.usable();
+        let is_outside = |start: u64, sectors: u64| start + sectors <= first || start > last;
+        if is_outside(other.header.current_lba, 1)
+            && is_outside(other.header.part_start, array_sectors)
+        {
+            Ok(other)
+        } else {
+            Err(BadCopy("there is no room for the other copy outside the usable range".to_owned()))
+        }
     }
 
     /// The bytes of this copy as contiguous runs, in the order in which they are to be written: one
@@ -449,7 +463,7 @@ mod tests {
             let mut broken = good.clone();
             broken[(bad * 512) as usize..][..512].fill(0xa5);
             assert!(read(&broken, bad).is_err());
-            let healed = read(&broken, from).unwrap().as_other_copy();
+            let healed = read(&broken, from).unwrap().as_other_copy().unwrap();
             write(&mut broken, &healed);
             assert!(broken == good, "LBA {bad} from {from}");
         }

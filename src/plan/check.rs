@@ -94,7 +94,7 @@ pub fn journal(
     }
     host(committed, &facts.host)?;
     for step in &plan.steps {
-        could_be_planned(step, plan, profile)?;
+        could_be_planned(step, committed, plan, profile)?;
         if let Step::Seed { partition, .. } = step
             && !disk.partitions.iter().any(|found| found.bound().same_place(partition))
         {
@@ -109,7 +109,19 @@ pub fn journal(
             "the journal's steps are not in an order that is ever planned",
         ));
     }
+    complete(plan, profile)?;
     plan.wiped().try_for_each(|partition| recorded_erased_or_gone(partition, disk))
+}
+
+/// Whether the plan has the steps that every reset of this profile has.
+fn complete(plan: &Plan, profile: &Profile) -> Result<(), Refused> {
+    let has = |wanted: fn(&Step) -> bool| plan.steps.iter().any(wanted);
+    let tpm = profile.tpm == TpmMethod::Keep || has(|step| matches!(step, Step::Tpm { .. }));
+    if tpm && has(|s| matches!(s, Step::Wipe { .. })) && has(|s| matches!(s, Step::Gpt { .. })) {
+        Ok(())
+    } else {
+        Err(Refused::because("the journal lacks a step that every reset has"))
+    }
 }
 
 /// A partition to wipe: as recorded, erased, or its entry gone. Anything else was made since.
@@ -120,6 +132,13 @@ fn recorded_erased_or_gone(recorded: &BoundPartition, disk: &DiskFacts) -> Resul
             recorded.number, recorded.label
         )))
     };
+    let (first_usable, last_usable) = disk.usable;
+    if recorded.first_lba < first_usable
+        || recorded.last_lba < recorded.first_lba
+        || recorded.last_lba > last_usable
+    {
+        return refuse("lies outside the usable range of the disk");
+    }
     let overlaps = |first: u64, last: u64| first <= recorded.last_lba && last >= recorded.first_lba;
     for found in &disk.partitions {
         let entry = &found.entry;
@@ -131,6 +150,9 @@ fn recorded_erased_or_gone(recorded: &BoundPartition, disk: &DiskFacts) -> Resul
                 return refuse("is another one now");
             }
             continue;
+        }
+        if found.in_use {
+            return refuse("is in use");
         }
         if let Content::Luks(now) = &found.content {
             match &recorded.luks {
@@ -146,29 +168,39 @@ impl BoundPartition {
     /// Whether both are the same entry of the table, whatever is in it.
     #[must_use]
     pub fn same_place(&self, other: &Self) -> bool {
-        (self.number, self.guid, self.type_guid, self.first_lba, self.last_lba)
-            == (other.number, other.guid, other.type_guid, other.first_lba, other.last_lba)
+        let place = |p: &Self| (p.number, p.guid, p.type_guid, p.first_lba, p.last_lba);
+        place(self) == place(other) && self.label == other.label
     }
 }
 
 /// The journal lies on an unauthenticated file system, so it is input: a step that this image's
 /// profile could not have planned is not carried out.
-fn could_be_planned(step: &Step, plan: &Plan, profile: &Profile) -> Result<(), Refused> {
+fn could_be_planned(
+    step: &Step,
+    committed: &Request,
+    plan: &Plan,
+    profile: &Profile,
+) -> Result<(), Refused> {
+    let allowed = committed.allow_tpm_reset_failure;
     let listed = |p: &BoundPartition| {
         profile.wipe.iter().any(|w| w.type_guid == p.type_guid && w.label == p.label)
     };
     let possible = match step {
         Step::Heal { .. } => true,
         Step::Tpm { way } => match way {
-            TpmWay::Clear { .. } => {
-                matches!(profile.tpm, TpmMethod::Clear | TpmMethod::ClearOrPpi)
+            TpmWay::Clear { allow_failure, .. } => {
+                *allow_failure == allowed
+                    && matches!(profile.tpm, TpmMethod::Clear | TpmMethod::ClearOrPpi)
             }
-            TpmWay::Ppi { .. } => matches!(profile.tpm, TpmMethod::Ppi | TpmMethod::ClearOrPpi),
+            TpmWay::Ppi { allow_failure, .. } => {
+                *allow_failure == allowed
+                    && matches!(profile.tpm, TpmMethod::Ppi | TpmMethod::ClearOrPpi)
+            }
             TpmWay::DeleteState { directory } => {
                 profile.tpm != TpmMethod::Keep
                     && profile.esp.software_tpm_state.as_ref() == Some(directory)
             }
-            TpmWay::PassOver { .. } => profile.tpm != TpmMethod::Keep,
+            TpmWay::PassOver { .. } => allowed && profile.tpm != TpmMethod::Keep,
         },
         Step::Seed { partition, archive_bytes, .. } => profile.seed.as_ref().is_some_and(|seed| {
             seed.partition.type_guid == partition.type_guid
@@ -176,9 +208,15 @@ fn could_be_planned(step: &Step, plan: &Plan, profile: &Profile) -> Result<(), R
                 && *archive_bytes <= profile.limits.seed_bytes
         }),
         Step::Esp { paths } => {
-            paths.iter().all(|path| profile.esp.remove.iter().any(|rule| matches(rule, path)))
+            let plain = |path: &String| !path.split('/').any(|c| matches!(c, "" | "." | ".."));
+            let ruled = |path: &String| profile.esp.remove.iter().any(|rule| matches(rule, path));
+            paths.iter().all(|path| plain(path) && ruled(path))
         }
-        Step::Wipe { partition, erase } => *erase == profile.erase && listed(partition),
+        Step::Wipe { partition, erase } => {
+            *erase == profile.erase
+                && listed(partition)
+                && committed.machine.partitions.contains(partition)
+        }
         Step::Gpt { partitions } => partitions.iter().eq(plan.wiped()),
     };
     if possible {

@@ -9,7 +9,7 @@ const MIB: u64 = 1024 * 1024;
 /// Where `cryptsetup` and systemd-repart put the data of a LUKS2 volume, unless told otherwise.
 const USUAL_DATA_OFFSET: u64 = 16 * MIB;
 /// A LUKS2 header that claims more than this before its data is not believed: the usual is erased.
-const MAX_DATA_OFFSET: u64 = 64 * MIB;
+const MAX_DATA_OFFSET: u64 = 512 * MIB;
 /// RAID, ZFS and GPT keep copies of their metadata in the last MiB.
 const END_BYTES: u64 = MIB;
 /// The first mirror of a btrfs superblock.

@@ -40,6 +40,8 @@ pub struct DiskFacts {
     pub sector_bytes: u64,
     /// GUID of the disk.
     pub guid: Uuid,
+    /// The LBAs that partitions may use, first and last.
+    pub usable: (u64, u64),
     /// The one copy of the table that is not valid.
     pub bad_copy: Option<Copy>,
     /// Both copies are valid and differ.

@@ -45,6 +45,19 @@ pub fn plan(ask: &Ask, profile: &Profile, facts: &Facts) -> Result<Planned, Refu
         )));
     }
     let wiped = partitions_to_wipe(profile, disk)?;
+    for one in &wiped {
+        let overlaps = |other: &&PartitionFacts| {
+            other.entry.number != one.entry.number
+                && other.entry.first_lba <= one.entry.last_lba
+                && other.entry.last_lba >= one.entry.first_lba
+        };
+        if let Some(other) = disk.partitions.iter().find(overlaps) {
+            return Err(Refused::because(format!(
+                "partitions {} and {} of {} overlap",
+                one.entry.number, other.entry.number, disk.name
+            )));
+        }
+    }
     if let Some(busy) = wiped.iter().find(|partition| partition.in_use) {
         let (number, label) = (busy.entry.number, &busy.entry.label);
         return Err(Refused::because(format!("partition {number} `{label}` is in use")));

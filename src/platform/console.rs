@@ -5,6 +5,7 @@
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -112,7 +113,10 @@ impl Log for Logger {
                 } else if let Ok(mut kernel) = OpenOptions::new().write(true).open("/dev/kmsg") {
                     let _ = kernel.write_all(format!("<{level}>restage: {text}{id}\n").as_bytes());
                 }
-                if let Ok(mut console) = OpenOptions::new().write(true).open("/dev/console") {
+                // A serial line that nobody reads must not stop a reset.
+                let mut console = OpenOptions::new();
+                console.write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+                if let Ok(mut console) = console.open("/dev/console") {
                     let _ = console.write_all(format!("restage: {text}\r\n").as_bytes());
                 }
                 status(&text);

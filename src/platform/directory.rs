@@ -87,7 +87,7 @@ pub fn create(directory: impl AsFd, temporary: &str, name: &str, bytes: &[u8]) -
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
     if let Err(error) = written {
         // A full file system: give the space back, then say so.
-        let _ = rustix::fs::unlinkat(directory, temporary, AtFlags::empty());
+        let _ = shred(directory, temporary);
         return Err(error);
     }
     rustix::fs::fsync(directory)?;

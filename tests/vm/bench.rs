@@ -84,9 +84,13 @@ impl<'a> Bench<'a> {
         if so { Ok(()) } else { Err(Failure::new(format!("not so: {what}"))) }
     }
 
-    pub fn equal<T: PartialEq + Debug>(&mut self, what: &str, is: T, wanted: T) -> Outcome {
+    pub fn equal<A, B>(&mut self, what: &str, is: A, wanted: B) -> Outcome
+    where
+        A: PartialEq<B> + Debug,
+        B: Debug,
+    {
         self.checks += 1;
-        if is == wanted {
+        if is.eq(&wanted) {
             return Ok(());
         }
         Err(Failure::new(format!("{what}: is {is:?}, wanted {wanted:?}")))

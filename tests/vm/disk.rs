@@ -5,6 +5,7 @@ use crate::failure::{Doing, Failure, Outcome};
 use crate::lab::tool;
 use crate::nbd::Nbd;
 use std::cell::RefCell;
+use std::fmt::Write as _;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::rc::Rc;
@@ -175,7 +176,9 @@ fn guid(bytes: &[u8]) -> String {
         if [4, 6, 8, 10].contains(&place) {
             text.push('-');
         }
-        text.push_str(&format!("{:02x}", bytes.get(index).copied().unwrap_or_default()));
+        let byte = bytes.get(index).copied().unwrap_or_default();
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
     }
     text
 }

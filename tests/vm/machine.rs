@@ -37,6 +37,8 @@ pub struct Machine {
     pub bus: Bus,
     /// More disks, attached in this order.
     pub others: Vec<PathBuf>,
+    /// One each runs best with two machines on two cores; two find more races.
+    pub cpus: u8,
     /// They come before the system disk on the bus, and get its device name.
     pub others_first: bool,
     /// SMBIOS strings of the next power-on.
@@ -62,6 +64,7 @@ impl Machine {
             bus: Bus::Virtio,
             others: Vec::new(),
             others_first: false,
+            cpus: 1,
             oem: Vec::new(),
             write_limit: 0,
             serial: Serial::open(&dir.join("serial.log")),
@@ -117,8 +120,7 @@ impl Machine {
                 add(&["-smbios", &format!("type=11,value={extra}")]);
             }
         }
-        // Two machines at a time on two cores: one each runs best.
-        add(&["-machine", "q35,smm=off", "-smp", "1", "-m", "1536"]);
+        add(&["-machine", "q35,smm=off", "-smp", &self.cpus.to_string(), "-m", "1536"]);
         // A request is bound to this: the same machine at every power-on.
         add(&["-uuid", "7b1f3a52-6d0e-4c59-9a41-2f6a8d3c5e10"]);
         add(&["-rtc", "base=utc", "-device", "virtio-rng-pci"]);
@@ -227,8 +229,8 @@ impl Vm {
         self.qemu.wait(limit).doing("waiting for the machine to go off")
     }
 
-    /// Looks at the disk of the machine while it stands still.
-    pub fn stopped<T>(&mut self, look: impl FnOnce(&Disk) -> Outcome<T>) -> Outcome<T> {
+    /// Stops the machine where it is, and shows its disk.
+    pub fn freeze(&mut self) -> Outcome<Disk> {
         self.qmp.call("stop", json!({}))?;
         let socket = self.sockets.path().join("nbd");
         let address = json!({ "type": "unix", "data": { "path": socket.display().to_string() } });
@@ -238,10 +240,14 @@ impl Vm {
             json!({ "type": "nbd", "id": "look", "node-name": "disk0", "name": "disk",
                     "writable": false }),
         )?;
-        let seen = Nbd::connect(&socket, "disk").and_then(|nbd| look(&Disk::exported(nbd)));
+        Ok(Disk::exported(Nbd::connect(&socket, "disk")?))
+    }
+
+    pub fn thaw(&mut self, disk: Disk) -> Outcome {
+        disk.close()?;
         self.qmp.call("nbd-server-stop", json!({}))?;
         self.qmp.call("cont", json!({}))?;
-        seen
+        Ok(())
     }
 
     /// Waits for a line of the console that holds one of the texts, and returns the

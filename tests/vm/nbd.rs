@@ -14,7 +14,7 @@ const OPTION_MAGIC: &[u8; 8] = b"IHAVEOPT";
 const REQUEST_MAGIC: u32 = 0x2560_9513;
 const REPLY_MAGIC: u32 = 0x6744_6698;
 const EXPORT_NAME: u32 = 1;
-/// FIXED_NEWSTYLE and NO_ZEROES, for the client the same bits.
+/// `FIXED_NEWSTYLE` and `NO_ZEROES`, for the client the same bits.
 const HANDSHAKE: u32 = 3;
 const READ: u16 = 0;
 const WRITE: u16 = 1;

@@ -5,6 +5,7 @@ use crate::esp::Files;
 use crate::failure::{Doing, Outcome};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use std::fmt::Write as _;
 
 /// A request of this base machine as the running OS staged it: the files of
 /// restage's directory on the ESP, and the id.
@@ -66,7 +67,8 @@ pub fn body(file: &[u8]) -> Outcome<Value> {
 pub fn sealed(format: &str, version: u32, body: &str) -> Vec<u8> {
     let mut digest = String::new();
     for byte in Sha256::digest(body.as_bytes()) {
-        digest.push_str(&format!("{byte:02x}"));
+        // Writing to a String cannot fail.
+        let _ = write!(digest, "{byte:02x}");
     }
     format!(
         "{{\"format\":\"{format}\",\"version\":{version},\"sha256\":\"{digest}\",\"body\":{body}}}"

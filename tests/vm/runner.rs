@@ -155,7 +155,7 @@ fn one(lab: &Lab, base: &Base, scenario: &'static Scenario, keep: bool) -> Verdi
             verdict.notes = std::mem::take(&mut bench.notes);
             if let Some(failure) = &mut verdict.failure {
                 let dir = evidence::keep(&mut bench, scenario.name, failure);
-                failure.push_str(&format!("\n      see {}", shown(&dir)));
+                *failure = format!("{failure}\n      see {}", shown(&dir));
             }
             bench.pull_plug();
             if !keep {

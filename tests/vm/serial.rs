@@ -51,8 +51,7 @@ impl Serial {
             (_, 0x1B) => self.escape = Escape::Begun,
             (Escape::Begun, b'[') => self.escape = Escape::Within,
             (Escape::Begun, _) | (Escape::Within, 0x40..=0x7E) => self.escape = Escape::None,
-            (Escape::Within, _) => {}
-            (Escape::None, b'\r' | 0) => {}
+            (Escape::Within, _) | (Escape::None, b'\r' | 0) => {}
             (Escape::None, _) => return true,
         }
         false

@@ -28,7 +28,7 @@ impl Wire {
 
     /// The next line, without its end; `None` at the deadline.
     pub fn line(&mut self, until: Instant) -> Outcome<Option<Vec<u8>>> {
-        let mut block = [0_u8; 65536];
+        let mut block = [0_u8; 8192];
         loop {
             if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
                 let mut line: Vec<u8> = self.pending.drain(..=end).collect();

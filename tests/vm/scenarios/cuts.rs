@@ -140,7 +140,7 @@ pub fn kills_b(bench: &mut Bench<'_>) -> Outcome {
 }
 
 /// How often in one scenario.
-const ROUNDS: u32 = 10;
+const ROUNDS: u32 = 8;
 
 /// The plug is pulled at moments of chance, some of them in a resume, some before
 /// the commit; each time the boots after it end like one that nobody interrupted.

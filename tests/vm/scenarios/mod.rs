@@ -15,7 +15,6 @@ use crate::failure::Outcome;
 /// The run without a shard's name.
 pub const ORDINARY: &str = "ordinary";
 const KILLS: &str = "kills";
-const SAME_BOOT: &str = "same-boot";
 
 pub struct Scenario {
     pub name: &'static str,
@@ -51,8 +50,10 @@ pub const ALL: &[Scenario] = &[
     ordinary("tpm-software", 20, tpm::software),
     long(KILLS, "kills-a", 200, cuts::kills_a),
     long(KILLS, "kills-b", 200, cuts::kills_b),
-    long(SAME_BOOT, "same-boot-a", 200, same_boot::first_half),
-    long(SAME_BOOT, "same-boot-b", 200, same_boot::second_half),
+    long("same-boot-1", "same-boot-1a", 150, same_boot::boots),
+    long("same-boot-1", "same-boot-1b", 150, same_boot::boots),
+    long("same-boot-2", "same-boot-2a", 150, same_boot::boots),
+    long("same-boot-2", "same-boot-2b", 150, same_boot::boots),
 ];
 
 /// The long runs.
