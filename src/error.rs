@@ -39,6 +39,13 @@ impl Error {
         self
     }
 
+    /// Says where in the plan it happened.
+    #[must_use]
+    pub fn at(mut self, place: &str) -> Self {
+        self.what = format!("{place}: {}", self.what);
+        self
+    }
+
     /// Says that the boot must hold: repeating by itself would be wrong.
     #[must_use]
     pub fn hold(mut self) -> Self {

@@ -46,19 +46,37 @@ struct World {
     tpm_seed: u32,
     effects: usize,
     cut_before: Option<usize>,
+    /// This one effect fails; whether it happens all the same.
+    fault: Option<(usize, Happens)>,
     /// Whether unflushed writes reach the medium at the cut.
     keeps_unflushed: bool,
+}
+
+/// A device that reports an error says nothing about what it has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Happens {
+    No,
+    Yes,
 }
 
 type Shared = Rc<RefCell<World>>;
 
 impl World {
-    /// Counts an effect; past the cut nothing happens any more.
-    fn effect(&mut self) -> io::Result<()> {
+    /// Counts an effect, and has it unless it fails; past the cut nothing happens any more.
+    fn effect<T>(&mut self, effect: impl FnOnce(&mut Self) -> T) -> io::Result<T> {
+        let this = self.effects;
         self.effects += 1;
-        match self.cut_before {
-            Some(cut) if self.effects > cut => Err(io::Error::other("the power is gone")),
-            _ => Ok(()),
+        if self.cut_before.is_some_and(|cut| this >= cut) {
+            return Err(io::Error::other("the power is gone"));
+        }
+        match self.fault {
+            Some((which, happens)) if which == this => {
+                if happens == Happens::Yes {
+                    effect(self);
+                }
+                Err(io::Error::from_raw_os_error(5))
+            }
+            _ => Ok(effect(self)),
         }
     }
 
@@ -80,6 +98,7 @@ impl World {
         self.disk.clone_from(&self.medium);
         self.effects = 0;
         self.cut_before = None;
+        self.fault = None;
     }
 }
 
@@ -108,23 +127,16 @@ impl Disk for SimDisk {
         Ok(())
     }
     fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let mut world = self.0.borrow_mut();
-        world.effect()?;
-        world.write(offset, bytes);
-        Ok(())
+        self.0.borrow_mut().effect(|world| world.write(offset, bytes))
     }
     fn flush(&mut self) -> io::Result<()> {
-        let mut world = self.0.borrow_mut();
-        world.effect()?;
-        let disk = world.disk.clone();
-        world.medium = disk;
-        Ok(())
+        self.0.borrow_mut().effect(|world| world.medium.clone_from(&world.disk))
     }
     fn forget_cache(&mut self) -> io::Result<()> {
         Ok(())
     }
     fn discard(&mut self, _offset: u64, _bytes: u64) -> io::Result<bool> {
-        self.0.borrow_mut().effect().map(|()| false)
+        self.0.borrow_mut().effect(|_| false)
     }
     fn partition_in_use(&self, _number: u32) -> io::Result<bool> {
         Ok(false)
@@ -138,10 +150,7 @@ struct SimEsp(Shared);
 
 impl SimEsp {
     fn change(&self, change: impl FnOnce(&mut BTreeMap<String, Vec<u8>>)) -> io::Result<()> {
-        let mut world = self.0.borrow_mut();
-        world.effect()?;
-        change(&mut world.esp);
-        Ok(())
+        self.0.borrow_mut().effect(|world| change(&mut world.esp))
     }
 }
 
@@ -199,14 +208,12 @@ impl Tpm for SimTpm {
         Ok(format!("000b{:08x}", self.0.borrow().tpm_seed))
     }
     fn clear(&mut self) -> Result<(), TpmError> {
-        let mut world = self.0.borrow_mut();
-        world.effect().map_err(|e| TpmError::Failed {
+        let cleared = self.0.borrow_mut().effect(|world| world.tpm_seed += 1);
+        cleared.map_err(|e| TpmError::Failed {
             command: "TPM2_Clear",
             detail: e.to_string(),
             no_device: false,
-        })?;
-        world.tpm_seed += 1;
-        Ok(())
+        })
     }
     fn reset_count(&mut self) -> Result<u32, TpmError> {
         Ok(0)
@@ -260,6 +267,7 @@ fn staged() -> (Shared, Profile) {
         tpm_seed: 1,
         effects: 0,
         cut_before: None,
+        fault: None,
         keeps_unflushed: false,
     }));
     let mut machine = machine(&world);
@@ -368,6 +376,47 @@ fn a_cut_before_every_effect_and_another_in_the_resume_end_alike() {
         }
     }
     println!("{effects} effects, {states} double cuts");
+}
+
+#[test]
+fn an_effect_that_fails_changes_nothing_before_the_commit_and_is_made_good_after() {
+    let (reference, profile) = staged();
+    let start = reference.borrow().clone();
+    boot(&reference, &profile).unwrap();
+    let effects = reference.borrow().effects;
+    let wanted = end(&reference).0;
+    let (mut untouched, mut finished) = (0, 0);
+    for happens in [Happens::No, Happens::Yes] {
+        for which in 0..effects {
+            let case = || format!("effect {which}, happens: {happens:?}");
+            let world = Rc::new(RefCell::new(start.clone()));
+            world.borrow_mut().fault = Some((which, happens));
+            let first = boot(&world, &profile);
+            world.borrow_mut().reboot();
+            let has_journal = world.borrow().esp.contains_key("restage/01234567.JNL");
+            match first {
+                // An error of the run is one before the commit; the caller sets the request aside.
+                Err(_) | Ok(Applied::Refused(_)) => {
+                    assert!(!has_journal, "{}", case());
+                    assert!(world.borrow().medium == start.medium, "{}", case());
+                    assert_eq!(world.borrow().tpm_seed, 1, "{}", case());
+                    untouched += 1;
+                    continue;
+                }
+                Ok(Applied::Unfinished(error)) => {
+                    assert_eq!(error.next(), Next::RetryNextBoot, "{}: {error:?}", case());
+                }
+                Ok(Applied::Done { .. }) => {}
+                Ok(other) => panic!("{}: {other:?}", case()),
+            }
+            finish(&world, &profile);
+            assert!(world.borrow().medium == wanted, "{}", case());
+            assert_ne!(world.borrow().tpm_seed, 1, "{}", case());
+            assert_eq!(report(&world).outcome, Outcome::Done, "{}", case());
+            finished += 1;
+        }
+    }
+    assert!(untouched >= 4 && finished > effects, "{untouched} untouched, {finished} finished");
 }
 
 #[test]

@@ -158,10 +158,10 @@ pub fn gpt(disk: &mut dyn Disk, partitions: &[BoundPartition]) -> Result<()> {
     table::write(disk, &backup)?;
     table::write(disk, &primary)?;
     for partition in partitions {
-        // The table on the disk is what counts; at worst a reboot is needed to see it.
-        if let Err(error) = disk.drop_partition(partition.number) {
-            log::warn!("the kernel keeps partition {}: {error}", partition.number);
-        }
+        // The table on the disk is what counts. A boot that went on would still see the partition,
+        // so this is a failure, and the reboot that it brings is all that is missing.
+        let number = partition.number;
+        disk.drop_partition(number).doing(|| format!("the kernel keeps partition {number}"))?;
     }
     Ok(())
 }

@@ -57,7 +57,8 @@ pub fn run(machine: &mut Machine, journal: &mut Journal) -> Result<Ending> {
         if can_refuse(step) && attempt == Attempt::First {
             journal.record_attempt(machine.esp.as_mut(), index)?;
         }
-        match perform(machine, journal.id(), step, attempt)? {
+        let state = perform(machine, journal.id(), step, attempt);
+        match state.map_err(|error| error.at(&format!("{place} {}", step.name())))? {
             StepState::Done => {
                 if !over {
                     journal.record_done(machine.esp.as_mut(), index)?;

@@ -208,9 +208,9 @@ fn could_be_planned(
                 && *archive_bytes <= profile.limits.seed_bytes
         }),
         Step::Esp { paths } => {
-            let plain = |path: &String| !path.split('/').any(|c| matches!(c, "" | "." | ".."));
+            let odd = |path: &String| path.split('/').any(|c| matches!(c, "" | "." | ".."));
             let ruled = |path: &String| profile.esp.remove.iter().any(|rule| matches(rule, path));
-            paths.iter().all(|path| plain(path) && ruled(path))
+            paths.iter().all(|path| !odd(path) && ruled(path))
         }
         Step::Wipe { partition, erase } => {
             *erase == profile.erase

@@ -74,6 +74,7 @@ pub fn reboot() -> ! {
 
 /// Holds the boot for ever, and says why. Only a power cycle leads out, and it tries once more.
 pub fn hold(lines: &[String]) -> ! {
+    forbid_shell();
     loop {
         for line in lines {
             log::error!("HOLD: {line}");

@@ -2,11 +2,13 @@
 //! themselves, never by "the first vfat", and mounted where nobody else sees it.
 //! Side: both. Reads disks; mounts.
 
+use std::ffi::CStr;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use uuid::Uuid;
 
@@ -17,6 +19,7 @@ use crate::profile::ESP_TYPE;
 
 /// Where the ESP is mounted when nobody else has mounted it.
 const OWN_MOUNT: &str = "/run/restage/esp";
+const MOUNT_OPTIONS: &CStr = c"umask=0077,shortname=mixed";
 const BLOCK: &str = "/sys/class/block";
 
 /// An ESP that was found.
@@ -159,13 +162,14 @@ pub fn mount(partition: &Path) -> io::Result<Mounted> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private)?;
     fs::create_dir_all(OWN_MOUNT)?;
-    rustix::mount::mount(
-        partition,
-        OWN_MOUNT,
-        c"vfat",
-        flags(true),
-        c"umask=0077,shortname=mixed",
-    )?;
+    let mount = |read_only| {
+        rustix::mount::mount(partition, OWN_MOUNT, c"vfat", flags(read_only), MOUNT_OPTIONS)
+    };
+    match mount(true) {
+        // Mounted for writing in another namespace: one file system cannot be both.
+        Err(Errno::BUSY) => mount(false)?,
+        result => result?,
+    }
     Ok(Mounted { path: PathBuf::from(OWN_MOUNT), own: true })
 }
 
@@ -180,7 +184,7 @@ impl Mounted {
         if !self.own {
             return Ok(());
         }
-        Ok(rustix::mount::mount_remount(&self.path, flags(false), c"umask=0077,shortname=mixed")?)
+        Ok(rustix::mount::mount_remount(&self.path, flags(false), MOUNT_OPTIONS)?)
     }
 
     /// Unmounts what was mounted here; everything durable is durable without it.
