@@ -15,7 +15,7 @@ use std::time::Duration;
 /// Four scenarios of as many are more than fifty.
 const BOOTS: u32 = 13;
 
-/// As often as it says, on each bus, with one processor and with two.
+/// As often as it says, on each bus.
 pub fn boots(bench: &mut Bench<'_>) -> Outcome {
     let name = bench.name.clone();
     for boot in 1..=BOOTS {
@@ -26,7 +26,6 @@ pub fn boots(bench: &mut Bench<'_>) -> Outcome {
             1 => Bus::Nvme,
             _ => Bus::Scsi,
         };
-        bench.machine.cpus = if boot % 2 == 0 { 1 } else { 2 };
         let look = if boot == 1 { Look::Before } else { Look::After };
         let bus = bench.machine.bus;
         one(bench, look)
