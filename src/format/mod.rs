@@ -4,6 +4,7 @@ pub mod envelope;
 pub mod gpt;
 pub mod luks;
 pub mod seed;
+pub mod state;
 
 use sha2::{Digest, Sha256};
 
