@@ -1,5 +1,6 @@
 //! BYTES: pure codecs. Nothing here does I/O; everything here takes hostile input.
 
+pub mod archive;
 pub mod envelope;
 pub mod gpt;
 pub mod luks;
