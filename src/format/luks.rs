@@ -1,9 +1,12 @@
 //! LUKS2 headers (LUKS2 On-Disk Format Specification 1.1.3): found, checked, identified.
 //! Side: both. Pure: the caller reads the bytes.
 
+mod slot;
+
 use serde_json::Value;
 
 use super::sha256_hex;
+pub use slot::{MAX_SLOTS, Slot, SlotKind, UnknownSlot};
 
 /// The first 4096 bytes of each header are binary, the rest is its JSON area.
 const BINARY_BYTES: usize = 4096;
@@ -29,6 +32,8 @@ pub struct Header {
     pub data_offset_bytes: u64,
     /// How many key slots are sealed to a TPM (tokens of type `systemd-tpm2`).
     pub tpm2_tokens: usize,
+    /// The key slots, by number.
+    pub slots: Vec<Slot>,
 }
 
 /// Whether the bytes begin like a header, valid or not: `size` is what its size field says.
@@ -71,6 +76,7 @@ pub fn parse(header: &[u8], offset: u64) -> Option<Header> {
     }
     let uuid = text(header.get(168..208)?)?.to_owned();
     let mut json: Value = serde_json::from_str(text(header.get(BINARY_BYTES..)?)?).ok()?;
+    let slots = slot::slots(&json)?;
     // Each digest lists the key slots that it vouches for: enrolling a key is no new volume.
     for digest in json.get_mut("digests")?.as_object_mut()?.values_mut() {
         digest.as_object_mut()?.remove("keyslots");
@@ -88,7 +94,7 @@ pub fn parse(header: &[u8], offset: u64) -> Option<Header> {
         let sealed = |t: &&Value| t.get("type").and_then(Value::as_str) == Some("systemd-tpm2");
         tokens.values().filter(sealed).count()
     });
-    Some(Header { uuid, identity, header_bytes, data_offset_bytes, tpm2_tokens })
+    Some(Header { uuid, identity, header_bytes, data_offset_bytes, tpm2_tokens, slots })
 }
 
 /// A NUL-terminated field.
