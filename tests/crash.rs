@@ -44,6 +44,8 @@ struct World {
     medium: Vec<Arc<Vec<u8>>>,
     esp: BTreeMap<String, Vec<u8>>,
     tpm_seed: u32,
+    /// Whether the disk was opened for writing, which disturbs the boot when it is closed.
+    is_writable: bool,
     effects: usize,
     cut_before: Option<usize>,
     /// This one effect fails; whether it happens all the same.
@@ -99,6 +101,7 @@ impl World {
         self.effects = 0;
         self.cut_before = None;
         self.fault = None;
+        self.is_writable = false;
     }
 }
 
@@ -114,6 +117,10 @@ impl Disk for SimDisk {
     fn sector_bytes(&self) -> u64 {
         512
     }
+    fn make_writable(&mut self) -> io::Result<()> {
+        self.0.borrow_mut().is_writable = true;
+        Ok(())
+    }
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let world = self.0.borrow();
         let mut at = offset as usize;
@@ -127,6 +134,7 @@ impl Disk for SimDisk {
         Ok(())
     }
     fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        assert!(self.0.borrow().is_writable, "written before it was opened for writing");
         self.0.borrow_mut().effect(|world| world.write(offset, bytes))
     }
     fn flush(&mut self) -> io::Result<()> {
@@ -265,6 +273,7 @@ fn staged() -> (Shared, Profile) {
         medium: chunks,
         esp: BTreeMap::from([("sb-disabled".to_owned(), Vec::new()), ("EFI".to_owned(), vec![1])]),
         tpm_seed: 1,
+        is_writable: false,
         effects: 0,
         cut_before: None,
         fault: None,
@@ -434,8 +443,10 @@ fn an_esp_from_before_does_nothing_to_the_new_system() {
     let old = world.borrow().esp.clone();
     boot(&world, &profile).unwrap();
     world.borrow_mut().esp = old;
+    world.borrow_mut().reboot();
     let (disk, _, seed) = end(&world);
     assert!(matches!(boot(&world, &profile).unwrap(), Applied::Refused(_)));
+    assert!(!world.borrow().is_writable, "the boot goes on with this disk");
     assert!(end(&world).0 == disk && end(&world).2 == seed);
     assert_eq!(report(&world).outcome, Outcome::Refused);
 }
@@ -475,6 +486,9 @@ impl Disk for ReadOnlyDisk {
     }
     fn sector_bytes(&self) -> u64 {
         self.0.sector_bytes()
+    }
+    fn make_writable(&mut self) -> io::Result<()> {
+        Ok(())
     }
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.0.read(offset, buffer)

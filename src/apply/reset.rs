@@ -121,6 +121,8 @@ fn prepare(
         seeds: read_seeds(machine, profile, request).map_err(refused)?,
     };
     let planned = reset::plan(&ask, profile, &facts)?;
+    // Not before: a boot that goes on after a refusal must find the disk undisturbed.
+    make_writable(machine).map_err(refused)?;
     console::set_id(&request.id);
     log::info!("committing {} {}", request.operation, request.id);
     let committed = Committed {
@@ -133,6 +135,11 @@ fn prepare(
     let journal = Journal::commit(machine.esp.as_mut(), committed, archive).map_err(refused)?;
     log::info!("committed {} {}", request.operation, request.id);
     Ok(journal)
+}
+
+fn make_writable(machine: &mut Machine) -> Result<()> {
+    let opened = machine.disk.make_writable();
+    opened.doing(|| format!("cannot write to {}", machine.disk.name()))
 }
 
 fn read_seeds(machine: &Machine, profile: &Profile, request: &Request) -> Result<Seeds> {
@@ -168,9 +175,14 @@ fn resume(machine: &mut Machine, profile: &Profile, stem: &str) -> Applied {
         }
     };
     let what = || "the committed reset cannot go on, and nothing was touched".to_owned();
-    match check::journal(&committed.request, &committed.plan, profile, &facts).doing(what) {
+    if let Err(error) =
+        check::journal(&committed.request, &committed.plan, profile, &facts).doing(what)
+    {
+        return Applied::Unfinished(error.hold());
+    }
+    match make_writable(machine) {
         Ok(()) => carry_out(machine, journal),
-        Err(error) => Applied::Unfinished(error.hold()),
+        Err(error) => Applied::Unfinished(fail(machine, &mut journal, error.after_commit())),
     }
 }
 

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::cli::Place;
 use crate::error::{Doing, Error, Result};
 use crate::plan::facts::HostFacts;
-use crate::platform::disk::{Access, OpenDisk};
+use crate::platform::disk::OpenDisk;
 use crate::platform::esp::EspDirectory;
 use crate::platform::locate::{self, Mounted};
 use crate::platform::tpm::{EsysTpm, Ppi, TpmError};
@@ -52,14 +52,14 @@ impl Exit {
 }
 
 /// The disk and the ESP as the caller gave them.
-fn offline(place: &Place, profile: &Profile, access: Access) -> Result<Machine> {
+fn offline(place: &Place, profile: &Profile) -> Result<Machine> {
     let (Some(disk), Some(esp)) = (&place.disk, &place.esp) else {
         return Err(Error::new("--esp needs --disk: the ESP is checked against its disk"));
     };
     // What only makes sense on the running machine is left out of the facts, so it is not compared.
     let host = HostFacts { now: host::now(), ..HostFacts::default() };
     let esp = open_esp(esp, profile)?;
-    machine(disk, esp, access, place.tcti.as_deref(), None, host)
+    machine(disk, esp, place.tcti.as_deref(), None, host)
 }
 
 fn open_esp(path: &Path, profile: &Profile) -> Result<EspDirectory> {
@@ -71,12 +71,11 @@ fn open_esp(path: &Path, profile: &Profile) -> Result<EspDirectory> {
 fn machine(
     disk: &Path,
     esp: EspDirectory,
-    access: Access,
     tcti: Option<&str>,
     ppi: Option<Ppi>,
     host: HostFacts,
 ) -> Result<Machine> {
-    let disk = OpenDisk::open(disk, access).doing(|| format!("cannot open {}", disk.display()))?;
+    let disk = OpenDisk::open(disk).doing(|| format!("cannot open {}", disk.display()))?;
     Ok(Machine {
         disk: Box::new(disk),
         esp: Box::new(esp),
@@ -141,8 +140,7 @@ fn running(place: &Place, profile: &Profile) -> Result<(Machine, Option<Mounted>
         .doing(|| format!("cannot mount the ESP {}", partition.display()))?;
     let esp = open_esp(&mounted.path, profile)?;
     let tcti = place.tcti.as_deref();
-    let mut machine =
-        machine(&located.disk, esp, Access::Read, tcti, Some(Ppi::default()), host::facts())?;
+    let mut machine = machine(&located.disk, esp, tcti, Some(Ppi::default()), host::facts())?;
     machine.other_tpm_volumes = locate::tpm_volumes_elsewhere(&located.disk)
         .doing(|| "cannot look at the other disks".to_owned())?;
     Ok((machine, Some(mounted)))

@@ -11,7 +11,6 @@ use crate::cli::{Cancel, FactoryReset, Place, Status};
 use crate::error::{Doing, Error, Refused, Result};
 use crate::plan::{render, reset};
 use crate::platform::console::{self, Sink};
-use crate::platform::disk::Access;
 use crate::platform::locate::Mounted;
 use crate::platform::{Machine, boot_entry, host, read_bounded};
 use crate::profile::Profile;
@@ -182,7 +181,7 @@ pub fn cancel(arguments: &Cancel) -> Result<Exit> {
 fn open(place: &Place) -> Result<(Machine, Option<Mounted>, Profile)> {
     let profile = Profile::load(place.profile.as_deref())?;
     if place.is_offline() {
-        return Ok((offline(place, &profile, Access::Read)?, None, profile));
+        return Ok((offline(place, &profile)?, None, profile));
     }
     let (machine, mounted) = running(place, &profile)?;
     Ok((machine, mounted, profile))

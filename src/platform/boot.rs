@@ -8,7 +8,8 @@ use super::console;
 
 /// udev's queue exists as long as it has something to do.
 const UDEV_QUEUE: &str = "/run/udev/queue";
-const SETTLE_WAIT: Duration = Duration::from_secs(10);
+const UDEV_QUIET: Duration = Duration::from_secs(1);
+const SETTLE_WAIT: Duration = Duration::from_secs(15);
 /// The reason of a hold is repeated this often: the console scrolls.
 const REPEAT_EVERY: Duration = Duration::from_secs(60);
 
@@ -50,9 +51,16 @@ pub fn allow_shell() {
     }
 }
 
-/// Waits until udev has seen what was changed.
+/// Waits until udev has had nothing to do for a second: what was changed reaches it by way of the
+/// kernel, a moment later.
 pub fn settle() {
-    let idle = || (!Path::new(UDEV_QUEUE).exists()).then_some(());
+    let mut idle_since = Instant::now();
+    let idle = || {
+        if Path::new(UDEV_QUEUE).exists() {
+            idle_since = Instant::now();
+        }
+        (idle_since.elapsed() >= UDEV_QUIET).then_some(())
+    };
     if wait_for("udev to settle", SETTLE_WAIT, idle).is_none() {
         log::warn!("udev did not settle");
     }

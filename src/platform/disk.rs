@@ -15,20 +15,10 @@ use super::Disk;
 /// udev holds a shared lock while it probes; it never takes this long.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
 
-/// What a disk is opened for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Nothing can be changed through it.
-    Read,
-    /// Under the disk's exclusive BSD lock, so that udev does not probe it meanwhile. A disk is
-    /// opened so only when there is something to do: closing it makes the kernel read the table
-    /// again.
-    Write,
-}
-
 /// An open disk.
 pub struct OpenDisk {
     file: File,
+    path: PathBuf,
     name: String,
     size_bytes: u64,
     sector_bytes: u64,
@@ -69,15 +59,16 @@ mod ioctl {
 }
 
 impl OpenDisk {
-    /// Opens a block device or a plain file.
-    pub fn open(path: &Path, access: Access) -> io::Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(access == Access::Write)
-            .custom_flags(libc::O_CLOEXEC | libc::O_NOCTTY)
-            .open(path)?;
+    /// Opens a block device or a plain file: nothing can be changed through it, until
+    /// [`Disk::make_writable`].
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Self::from_file(open_file(path, false)?, path)
+    }
+
+    fn from_file(file: File, path: &Path) -> io::Result<Self> {
         let metadata = file.metadata()?;
         let kind = metadata.file_type();
+        let path = path.to_owned();
         let name = path.display().to_string();
         if kind.is_block_device() {
             let mut size: libc::size_t = 0;
@@ -89,21 +80,13 @@ impl OpenDisk {
             }
             let sector_bytes = u64::try_from(sector).map_err(io::Error::other)?;
             let device = Some(metadata.rdev());
-            let disk = Self { file, name, size_bytes: size as u64, sector_bytes, device };
-            if access == Access::Write {
-                disk.lock()?;
-            }
-            return Ok(disk);
+            return Ok(Self { file, path, name, size_bytes: size as u64, sector_bytes, device });
         }
         if !kind.is_file() {
             return Err(io::Error::other("neither a block device nor a plain file"));
         }
         let sector_bytes = image_sector_bytes(&file)?;
-        let disk = Self { file, name, size_bytes: metadata.len(), sector_bytes, device: None };
-        if access == Access::Write {
-            disk.lock()?;
-        }
-        Ok(disk)
+        Ok(Self { file, path, name, size_bytes: metadata.len(), sector_bytes, device: None })
     }
 
     fn lock(&self) -> io::Result<()> {
@@ -152,6 +135,15 @@ fn partition_node(device: u64, number: u32) -> io::Result<Option<PathBuf>> {
     Ok(None)
 }
 
+/// Opens a disk; for writing too, when something is about to be changed.
+fn open_file(path: &Path, for_writing: bool) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(for_writing)
+        .custom_flags(libc::O_CLOEXEC | libc::O_NOCTTY)
+        .open(path)
+}
+
 impl Disk for OpenDisk {
     fn name(&self) -> &str {
         &self.name
@@ -163,6 +155,19 @@ impl Disk for OpenDisk {
 
     fn sector_bytes(&self) -> u64 {
         self.sector_bytes
+    }
+
+    fn make_writable(&mut self) -> io::Result<()> {
+        let file = open_file(&self.path, true)?;
+        let (then, now) = (self.file.metadata()?, file.metadata()?);
+        let place = |m: &std::fs::Metadata| (m.dev(), m.ino(), m.rdev());
+        let opened = Self::from_file(file, &self.path)?;
+        if place(&then) != place(&now) || opened.size_bytes != self.size_bytes {
+            return Err(io::Error::other("another disk is there now"));
+        }
+        opened.lock()?;
+        *self = opened;
+        Ok(())
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {

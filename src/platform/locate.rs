@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use uuid::Uuid;
 
-use super::disk::{Access, OpenDisk};
+use super::disk::OpenDisk;
 use crate::apply::table;
 use crate::format::gpt::{Copy, Entry};
 use crate::profile::ESP_TYPE;
@@ -51,7 +51,7 @@ fn find_where(wanted: impl Fn(&Entry) -> bool) -> io::Result<Vec<Located>> {
         }
         let node = node(&name);
         // A drive without a medium, or one that goes away while we look.
-        let Ok(disk) = OpenDisk::open(&node, Access::Read) else { continue };
+        let Ok(disk) = OpenDisk::open(&node) else { continue };
         let Ok(tables) = table::read(&disk) else { continue };
         let is_esp = |entry: &Entry| entry.type_guid == ESP_TYPE && wanted(entry);
         let entry = [Copy::Primary, Copy::Backup]
@@ -132,7 +132,7 @@ pub fn tpm_volumes_elsewhere(disk: &Path) -> io::Result<Vec<String>> {
         {
             continue;
         }
-        let Ok(device) = OpenDisk::open(&node(&name), Access::Read) else { continue };
+        let Ok(device) = OpenDisk::open(&node(&name)) else { continue };
         if let Ok(Some(header)) = crate::apply::probe::luks_on_device(&device)
             && header.tpm2_tokens > 0
         {

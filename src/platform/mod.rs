@@ -31,6 +31,11 @@ pub trait Disk {
     fn size_bytes(&self) -> u64;
     /// Logical sector size in bytes.
     fn sector_bytes(&self) -> u64;
+    /// From here on it may be written, under its exclusive BSD lock, so that udev does not probe it
+    /// meanwhile. Only for a disk that is about to be changed: closing it makes the kernel read the
+    /// table again, and what the boot has begun on a partition by then comes to nothing. Safe to
+    /// repeat.
+    fn make_writable(&mut self) -> io::Result<()>;
     /// Fills `buffer` from `offset`.
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
     /// Writes all of `bytes` at `offset`. Safe to repeat.

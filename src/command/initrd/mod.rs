@@ -11,7 +11,6 @@ use crate::apply::reset::{self, Applied, next};
 use crate::cli;
 use crate::error::{Doing, Error, Next, Result};
 use crate::platform::console::{self, Sink};
-use crate::platform::disk::Access;
 use crate::platform::locate::{self, Located, Mounted};
 use crate::platform::tpm::Ppi;
 use crate::platform::{TpmDoor, boot, host};
@@ -43,13 +42,11 @@ pub fn reset(arguments: &cli::Reset) -> Result<Exit> {
 }
 
 fn by_hand(arguments: &cli::Reset, profile: &Profile) -> Result<Exit> {
-    let looked = offline(&arguments.place, profile, Access::Read)?;
-    if find::look(looked.esp.as_ref())?.is_empty() {
+    let mut machine = offline(&arguments.place, profile)?;
+    if find::look(machine.esp.as_ref())?.is_empty() {
         log::info!("nothing is staged");
         return Ok(Exit::Done);
     }
-    drop(looked);
-    let mut machine = offline(&arguments.place, profile, Access::Write)?;
     let applied = reset::apply(&mut machine, profile)?;
     Ok(match applied {
         Applied::Nothing | Applied::Done { reboot: None } => Exit::Done,
@@ -120,7 +117,7 @@ fn work(
         let tpm_is_late = !wait_for_tpm();
         let tcti = arguments.place.tcti.as_deref();
         let ppi = Some(Ppi::default());
-        let mut machine = machine(&located.disk, esp, Access::Write, tcti, ppi, host::facts())?;
+        let mut machine = machine(&located.disk, esp, tcti, ppi, host::facts())?;
         if tpm_is_late && matches!(machine.tpm, TpmDoor::None) {
             machine.tpm = TpmDoor::Broken(TPM_IS_LATE.to_owned());
         }
