@@ -30,9 +30,142 @@ pub enum Command {
     Status(Status),
     /// Withdraw what is staged and not yet committed
     Cancel(Cancel),
+    /// Write a system-level backup: the OS's state and its keys
+    Backup(Backup),
+    /// Say what is in a backup, and whether it would restore here
+    Inspect(Inspect),
+    /// Stage a restore for the next boot
+    Restore(Restore),
+    /// Keep the restored state: without this it rolls itself back
+    Confirm(Confirm),
+    /// List keys that restores have replaced, or remove those of one restore
+    Superseded(Superseded),
     /// What runs in the initrd
     #[command(subcommand)]
     Initrd(Initrd),
+}
+
+/// `restage backup`.
+#[derive(Debug, Args)]
+pub struct Backup {
+    /// Where to write it; - is standard output
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Replace an existing file
+    #[arg(long)]
+    pub force: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Where to work.
+    #[command(flatten)]
+    pub place: StatePlace,
+}
+
+/// `restage inspect`.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// The backup; - is standard input
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// As if restored so
+    #[arg(long, value_name = "ITEM", value_delimiter = ',')]
+    pub skip: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Where to work.
+    #[command(flatten)]
+    pub place: StatePlace,
+}
+
+/// `restage restore`.
+#[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "flags of a command line")]
+pub struct Restore {
+    /// The backup; - is standard input
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Leave out: encryption-recovery-keys, local-data-encryption-key, network-macs
+    #[arg(long, value_name = "ITEM", value_delimiter = ',')]
+    pub skip: Vec<String>,
+    /// Reboot once it is staged
+    #[arg(long)]
+    pub reboot: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub force: bool,
+    /// Replace a restore that is staged already
+    #[arg(long)]
+    pub replace: bool,
+    /// Print the plan and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Where to work.
+    #[command(flatten)]
+    pub place: StatePlace,
+}
+
+/// `restage confirm`.
+#[derive(Debug, Args)]
+pub struct Confirm {
+    /// Only when the profile's health check says that the system is well; waits for it
+    #[arg(long)]
+    pub when_healthy: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Where to work.
+    #[command(flatten)]
+    pub place: StatePlace,
+}
+
+/// `restage superseded`.
+#[derive(Debug, Args)]
+pub struct Superseded {
+    /// Destroy the keys that this restore has replaced
+    #[arg(long, value_name = "ID")]
+    pub remove: Option<String>,
+    /// Do not ask
+    #[arg(long)]
+    pub force: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Where to work.
+    #[command(flatten)]
+    pub place: StatePlace,
+}
+
+/// `restage initrd restore`.
+#[derive(Debug, Args)]
+pub struct InitrdRestore {
+    /// Where to work.
+    #[command(flatten)]
+    pub place: StatePlace,
+}
+
+/// Where the state is. Without these everything is found.
+#[derive(Debug, Default, Args)]
+pub struct StatePlace {
+    /// Work offline on the state file system that is mounted, or unpacked, here
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// A volume of the profile: a block device, or a plain file with a LUKS2 header
+    #[arg(long, value_name = "NAME=PATH", requires = "root")]
+    pub luks: Vec<String>,
+    /// The directory that holds the files of the ESP
+    #[arg(long, value_name = "DIR", requires = "root")]
+    pub esp: Option<PathBuf>,
+    /// The TPM; a restore needs none
+    #[arg(long, value_name = "CONF")]
+    pub tcti: Option<String>,
+    /// The OS's layout (default: /usr/lib/restage/profile.json, else IncusOS's)
+    #[arg(long, value_name = "FILE")]
+    pub profile: Option<PathBuf>,
 }
 
 /// `restage factory-reset`.
@@ -92,6 +225,8 @@ pub struct Cancel {
 pub enum Initrd {
     /// Apply a staged factory reset, or resume one
     Reset(Reset),
+    /// Apply a staged restore, resume one, or roll one back
+    Restore(InitrdRestore),
 }
 
 /// `restage initrd reset`.
@@ -111,6 +246,9 @@ pub struct Place {
     /// The directory that holds the files of the disk's ESP
     #[arg(long, value_name = "DIR")]
     pub esp: Option<PathBuf>,
+    /// The root of the state file system, for restores
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
     /// The TPM: device:/dev/tpmrm0, swtpm:host=127.0.0.1,port=2321, or none
     #[arg(long, value_name = "CONF")]
     pub tcti: Option<String>,
@@ -120,9 +258,15 @@ pub struct Place {
 }
 
 impl Place {
+    /// Whether only a state file system is named.
+    #[must_use]
+    pub fn is_only_root(&self) -> bool {
+        self.root.is_some() && self.disk.is_none() && self.esp.is_none()
+    }
+
     /// Whether the machine that this runs on is left alone.
     #[must_use]
     pub fn is_offline(&self) -> bool {
-        self.disk.is_some() || self.esp.is_some()
+        self.disk.is_some() || self.esp.is_some() || self.root.is_some()
     }
 }

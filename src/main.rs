@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use restage::cli::{Cli, Command, Initrd};
-use restage::command::{Exit, initrd, os};
+use restage::command::{Exit, backup, initrd, os, restore};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -12,7 +12,13 @@ fn main() -> ExitCode {
         Command::FactoryReset(arguments) => os::factory_reset(arguments),
         Command::Status(arguments) => os::status(arguments),
         Command::Cancel(arguments) => os::cancel(arguments),
+        Command::Backup(arguments) => backup::backup(arguments),
+        Command::Inspect(arguments) => backup::inspect(arguments),
+        Command::Restore(arguments) => restore::restore(arguments),
+        Command::Confirm(arguments) => restore::confirm(arguments),
+        Command::Superseded(arguments) => restore::superseded(arguments),
         Command::Initrd(Initrd::Reset(arguments)) => initrd::reset(arguments),
+        Command::Initrd(Initrd::Restore(arguments)) => initrd::restore::restore(arguments),
     };
     let exit = result.unwrap_or_else(|error| {
         eprintln!("restage: {}", error.chain());

@@ -38,8 +38,61 @@ pub struct Profile {
     pub tpm: TpmMethod,
     /// What follows a finished reset.
     pub after_reset: AfterReset,
+    /// The OS's state, which a backup holds; none when the OS has none of its own.
+    pub state: Option<State>,
     /// Limits.
     pub limits: Limits,
+}
+
+/// What concerns the OS's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// The block device of its file system, once it is unlocked.
+    pub device: String,
+    /// Type of that file system.
+    pub filesystem: String,
+    /// The directory that holds it, from the root of that file system.
+    pub directory: String,
+    /// restage's own directory on the same file system: staged archives, journals, kept keys.
+    pub own_directory: String,
+    /// Whether an archive, which holds keys, may be staged on a file system that is not encrypted.
+    pub allow_unencrypted: bool,
+    /// The state file, a plain name in `directory`.
+    pub file: String,
+    /// The lines of the state file whose keys begin so come from the backup; all others stay.
+    pub from_backup: Vec<String>,
+    /// A backup without one of these applications is refused.
+    pub primary_applications: Vec<String>,
+    /// The key of the local pool, which `--skip local-data-encryption-key` leaves alone.
+    pub local_data_key: Option<String>,
+    /// Names of key files, with at most one `*`, of which none is ever destroyed.
+    pub precious: Vec<String>,
+    /// The volumes that open with the recovery passphrases of the state.
+    pub volumes: Vec<Volume>,
+    /// The unit that is active when the restored state is a good one. Without it only a person can
+    /// confirm a restore.
+    pub health_check: Option<String>,
+    /// So many boots may a restored state go unconfirmed; the next one rolls it back.
+    pub unconfirmed_boots: u32,
+    /// The most files in a backup.
+    pub max_files: u64,
+    /// The most bytes of all files in a backup.
+    pub max_bytes: u64,
+}
+
+/// A LUKS2 volume with recovery passphrases.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Volume {
+    /// What people call it.
+    pub name: String,
+    /// Which partition it is.
+    pub partition: Partition,
+    /// The file in the state directory with this volume's own key. It is never replaced.
+    pub key: String,
 }
 
 /// What concerns the ESP.
@@ -201,12 +254,74 @@ impl Profile {
                 ));
             }
         }
+        if let Some(state) = &self.state {
+            state.check()?;
+        }
         if let Some(bad) =
             self.seed.iter().flat_map(|s| &s.refused_names).find(|name| !seed::is_valid_name(name))
         {
             return Err(format!("field `seed.refused_names`: `{bad}` is no seed name"));
         }
         Ok(())
+    }
+}
+
+impl State {
+    fn check(&self) -> Result<(), String> {
+        for (field, path) in
+            [("directory", &self.directory), ("own_directory", &self.own_directory)]
+        {
+            if !path.split('/').all(is_plain_name) || !path.contains('/') {
+                return Err(format!(
+                    "field `state.{field}`: `{path}` is no plain path below a directory"
+                ));
+            }
+        }
+        let inside = |one: &str, other: &str| {
+            one == other || one.strip_prefix(other).is_some_and(|rest| rest.starts_with('/'))
+        };
+        if inside(&self.directory, &self.own_directory)
+            || inside(&self.own_directory, &self.directory)
+        {
+            return Err("field `state`: one directory lies in the other".to_owned());
+        }
+        let patterns = self.precious.iter().map(|p| ("precious", p.replacen('*', "x", 1)));
+        let keys = self.volumes.iter().map(|volume| ("volumes.key", volume.key.clone()));
+        let local = self.local_data_key.iter().map(|key| ("local_data_key", key.clone()));
+        let file = std::iter::once(("file", self.file.clone()));
+        for (field, name) in patterns.chain(keys).chain(local).chain(file) {
+            if !is_plain_name(&name) {
+                return Err(format!("field `state.{field}`: `{name}` is no plain name"));
+            }
+        }
+        if !self.device.starts_with("/dev/") || self.device.contains("..") {
+            return Err(format!("field `state.device`: `{}` is no device", self.device));
+        }
+        if !is_plain_name(&self.filesystem) {
+            return Err(format!(
+                "field `state.filesystem`: `{}` is no plain name",
+                self.filesystem
+            ));
+        }
+        // Progress files have two digits.
+        if !(1..=99).contains(&self.unconfirmed_boots) || self.volumes.len() > 8 {
+            return Err("field `state.unconfirmed_boots` or `state.volumes`: too few or too many"
+                .to_owned());
+        }
+        Ok(())
+    }
+
+    /// Whether the file is one of the machine's own keys, which a restore never replaces.
+    #[must_use]
+    pub fn is_machine_key(&self, name: &str) -> bool {
+        self.volumes.iter().any(|volume| volume.key == name)
+    }
+
+    /// Whether the file is a key that is never destroyed.
+    #[must_use]
+    pub fn is_precious(&self, name: &str) -> bool {
+        self.is_machine_key(name)
+            || self.precious.iter().any(|pattern| crate::plan::check::matches(pattern, name))
     }
 }
 

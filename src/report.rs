@@ -44,6 +44,8 @@ pub enum Outcome {
     Refused,
     /// Withdrawn in the running OS.
     Cancelled,
+    /// A restored state did not come up; the old one is back.
+    RolledBack,
 }
 
 impl std::fmt::Display for Outcome {
@@ -52,6 +54,7 @@ impl std::fmt::Display for Outcome {
             Self::Done => "done",
             Self::Refused => "refused",
             Self::Cancelled => "cancelled",
+            Self::RolledBack => "rolled back",
         })
     }
 }

@@ -25,7 +25,7 @@ use restage::error::Next;
 use restage::plan::facts::HostFacts;
 use restage::plan::reset::Ask;
 use restage::platform::tpm::{Tpm, TpmError, TpmProperties};
-use restage::platform::{Disk, Esp, Machine, TpmDoor};
+use restage::platform::{Disk, Esp, Machine, Store, TpmDoor};
 use restage::profile::Profile;
 use restage::report::{Outcome, Report};
 use restage::request::{Staged, stage};
@@ -162,7 +162,7 @@ impl SimEsp {
     }
 }
 
-impl Esp for SimEsp {
+impl Store for SimEsp {
     fn names(&self) -> io::Result<Vec<String>> {
         let world = self.0.borrow();
         let own = world.esp.keys().filter_map(|name| name.strip_prefix("restage/"));
@@ -178,6 +178,15 @@ impl Esp for SimEsp {
         }
         self.change(|esp| drop(esp.insert(name, bytes.to_vec())))
     }
+    fn open(&self, name: &str) -> io::Result<Option<Box<dyn io::Read>>> {
+        let bytes = self.read(name, usize::MAX)?;
+        Ok(bytes.map(|bytes| Box::new(io::Cursor::new(bytes)) as Box<dyn io::Read>))
+    }
+    fn create_from(&mut self, name: &str, content: &mut dyn io::Read) -> io::Result<u64> {
+        let mut bytes = Vec::new();
+        content.read_to_end(&mut bytes)?;
+        self.create(name, &bytes).map(|()| bytes.len() as u64)
+    }
     fn mark(&mut self, name: &str) -> io::Result<()> {
         self.change(|esp| {
             esp.entry(format!("restage/{name}")).or_default();
@@ -189,6 +198,9 @@ impl Esp for SimEsp {
     fn shred(&mut self, name: &str) -> io::Result<()> {
         self.remove(name)
     }
+}
+
+impl Esp for SimEsp {
     fn matching(&self, pattern: &str) -> io::Result<Vec<String>> {
         let world = self.0.borrow();
         let matching = world.esp.keys().filter(|n| restage::plan::check::matches(pattern, n));

@@ -1,5 +1,5 @@
 //! The journal: the whole plan, committed before the first destructive step, and durable progress.
-//! Side: initrd; the OS reads it. Touches restage's directory on the ESP.
+//! Side: initrd; the OS reads it. Touches a directory of restage's own.
 //!
 //! Files of one operation, all with the stem of its id (see `docs/formats.md`):
 //!
@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Doing, Result};
 use crate::format::envelope::{self, JOURNAL, MAX_BYTES, NOTE, REPORT};
 use crate::plan::Plan;
-use crate::platform::Esp;
+use crate::platform::Store;
 use crate::report::Report;
 use crate::request::{Request, file_name, stem};
 
@@ -52,6 +52,21 @@ pub struct Committed {
     pub plan: Plan,
 }
 
+/// What a journal holds, of one kind of operation.
+pub trait Commit: Serialize + serde::de::DeserializeOwned {
+    /// The kind of file.
+    const KIND: envelope::Kind;
+    /// The id of the operation.
+    fn id(&self) -> &str;
+}
+
+impl Commit for Committed {
+    const KIND: envelope::Kind = JOURNAL;
+    fn id(&self) -> &str {
+        &self.request.id
+    }
+}
+
 /// Why a step failed or was passed over.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -74,6 +89,19 @@ pub struct Progress {
     next_failure: usize,
     /// Boots that worked on it.
     pub runs: usize,
+    /// Boots that were handed over to a restored state.
+    pub hand_overs: usize,
+    /// What became of a restored state.
+    pub decision: Option<Decision>,
+}
+
+/// What becomes of a restored state. Once decided, it stays so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// It stays.
+    Confirm,
+    /// The old one comes back, for this reason.
+    RollBack(String),
 }
 
 impl Progress {
@@ -86,55 +114,55 @@ impl Progress {
 
 /// A committed operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Journal {
+pub struct Journal<C = Committed> {
     /// What was committed.
-    pub committed: Committed,
+    pub committed: C,
     /// How far it has come.
     pub progress: Progress,
 }
 
-impl Journal {
+impl<C: Commit> Journal<C> {
     /// **The commit.** The rendered archive and the reserved space are durable before it, so that
     /// nothing after it can fail for want of space. A cut anywhere leaves no journal, or this one.
-    pub fn commit(esp: &mut dyn Esp, committed: Committed, archive: Option<&[u8]>) -> Result<Self> {
-        let what = || "cannot commit the reset to the ESP".to_owned();
-        let file = |extension| file_name(&committed.request.id, extension);
+    pub fn commit(store: &mut dyn Store, committed: C, archive: Option<&[u8]>) -> Result<Self> {
+        let what = || "cannot commit the operation".to_owned();
+        let file = |extension| file_name(committed.id(), extension);
         // Of an attempt that was cut before its commit.
-        esp.shred(&file("TAR")).doing(what)?;
-        esp.remove(&file("RSV")).doing(what)?;
+        store.shred(&file("TAR")).doing(what)?;
+        store.remove(&file("RSV")).doing(what)?;
         if let Some(archive) = archive {
-            esp.create(&file("TAR"), archive).doing(what)?;
+            store.create(&file("TAR"), archive).doing(what)?;
         }
-        esp.create(&file("RSV"), &vec![0; RESERVED_BYTES]).doing(what)?;
-        let bytes = envelope::encode(&committed, JOURNAL).doing(what)?;
+        store.create(&file("RSV"), &vec![0; RESERVED_BYTES]).doing(what)?;
+        let bytes = envelope::encode(&committed, C::KIND).doing(what)?;
         if bytes.len() > MAX_BYTES {
             return Err(crate::error::Error::new(what()).because("the journal is too long"));
         }
-        esp.create(&file("JNL"), &bytes).doing(what)?;
+        store.create(&file("JNL"), &bytes).doing(what)?;
         Ok(Self { committed, progress: Progress::default() })
     }
 
     /// Reads the journal with this stem and its progress. Changes nothing.
-    pub fn load(esp: &dyn Esp, stem: &str) -> Result<Self> {
+    pub fn load(store: &dyn Store, stem: &str) -> Result<Self> {
         let name = format!("{stem}.JNL");
         let what = || format!("cannot read the journal {name}");
-        let bytes = esp
+        let bytes = store
             .read(&name, MAX_BYTES)
             .and_then(|bytes| bytes.ok_or_else(|| std::io::ErrorKind::NotFound.into()))
             .doing(what)?;
-        let committed: Committed = envelope::parse(&bytes, JOURNAL).doing(what)?;
-        if crate::request::stem(&committed.request.id) != stem {
+        let committed: C = envelope::parse(&bytes, C::KIND).doing(what)?;
+        if crate::request::stem(committed.id()) != stem {
             return Err(crate::error::Error::new(what())
                 .because("field `request.id` does not fit the file's name"));
         }
-        let progress = load_progress(esp, stem).doing(what)?;
+        let progress = load_progress(store, stem).doing(what)?;
         Ok(Self { committed, progress })
     }
 
     /// The id of the operation.
     #[must_use]
     pub fn id(&self) -> &str {
-        &self.committed.request.id
+        self.committed.id()
     }
 
     fn file(&self, letter: char, number: usize) -> String {
@@ -142,25 +170,25 @@ impl Journal {
     }
 
     /// Counts this boot.
-    pub fn record_run(&mut self, esp: &mut dyn Esp) -> Result<()> {
+    pub fn record_run(&mut self, store: &mut dyn Store) -> Result<()> {
         if self.progress.runs <= MAX_COUNT {
             let name = self.file('R', self.progress.runs);
-            self.with_room(esp, |esp| esp.mark(&name))?;
+            self.with_room(store, |store| store.mark(&name))?;
         }
         self.progress.runs += 1;
         Ok(())
     }
 
     /// The step is about to be begun for the first time.
-    pub fn record_attempt(&mut self, esp: &mut dyn Esp, step: usize) -> Result<()> {
-        self.with_room(esp, |esp| esp.mark(&self.file('A', step)))?;
+    pub fn record_attempt(&mut self, store: &mut dyn Store, step: usize) -> Result<()> {
+        self.with_room(store, |store| store.mark(&self.file('A', step)))?;
         self.progress.attempted.insert(step);
         Ok(())
     }
 
     /// The step's effect is durable and verified.
-    pub fn record_done(&mut self, esp: &mut dyn Esp, step: usize) -> Result<()> {
-        self.with_room(esp, |esp| esp.mark(&self.file('S', step)))?;
+    pub fn record_done(&mut self, store: &mut dyn Store, step: usize) -> Result<()> {
+        self.with_room(store, |store| store.mark(&self.file('S', step)))?;
         self.progress.done.insert(step);
         Ok(())
     }
@@ -168,44 +196,65 @@ impl Journal {
     /// The step could not be done, and the request allows that.
     pub fn record_passed_over(
         &mut self,
-        esp: &mut dyn Esp,
+        store: &mut dyn Store,
         step: usize,
         reason: &str,
     ) -> Result<()> {
         if !self.progress.passed_over.contains_key(&step) {
-            self.note(esp, 'P', step, reason)?;
+            self.note(store, 'P', step, reason)?;
             self.progress.passed_over.insert(step, reason.to_owned());
         }
         Ok(())
     }
 
     /// A step failed.
-    pub fn record_failure(&mut self, esp: &mut dyn Esp, reason: &str) -> Result<()> {
+    pub fn record_failure(&mut self, store: &mut dyn Store, reason: &str) -> Result<()> {
         let number = self.progress.next_failure;
         self.progress.next_failure += 1;
         if number <= MAX_COUNT {
-            self.note(esp, 'F', number, reason)?;
+            self.note(store, 'F', number, reason)?;
         }
         self.progress.failures.push(reason.to_owned());
         Ok(())
     }
 
-    fn note(&self, esp: &mut dyn Esp, letter: char, number: usize, reason: &str) -> Result<()> {
+    /// Counts a boot that is handed over to a restored state.
+    pub fn record_hand_over(&mut self, store: &mut dyn Store) -> Result<()> {
+        self.with_room(store, |store| store.mark(&self.file('W', self.progress.hand_overs)))?;
+        self.progress.hand_overs += 1;
+        Ok(())
+    }
+
+    /// Decides, durably. What is decided already stays so.
+    pub fn record_decision(&mut self, store: &mut dyn Store, decision: Decision) -> Result<()> {
+        if self.progress.decision.is_none() {
+            match &decision {
+                Decision::Confirm => {
+                    self.with_room(store, |store| store.mark(&self.file('C', 0)))?;
+                }
+                Decision::RollBack(reason) => self.note(store, 'B', 0, reason)?,
+            }
+            self.progress.decision = Some(decision);
+        }
+        Ok(())
+    }
+
+    fn note(&self, store: &mut dyn Store, letter: char, number: usize, reason: &str) -> Result<()> {
         let reason = reason.chars().take(2000).collect();
         let bytes = envelope::encode(&Note { reason }, NOTE).doing(cannot_record)?;
-        self.with_room(esp, |esp| esp.create(&self.file(letter, number), &bytes))
+        self.with_room(store, |store| store.create(&self.file(letter, number), &bytes))
     }
 
     /// Progress needs little space, and the reserve is there for it when others have taken the rest.
     fn with_room(
         &self,
-        esp: &mut dyn Esp,
-        effect: impl Fn(&mut dyn Esp) -> std::io::Result<()>,
+        store: &mut dyn Store,
+        effect: impl Fn(&mut dyn Store) -> std::io::Result<()>,
     ) -> Result<()> {
-        match effect(esp) {
+        match effect(store) {
             Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
-                esp.remove(&file_name(self.id(), "RSV")).doing(cannot_record)?;
-                effect(esp).doing(cannot_record)
+                store.remove(&file_name(self.id(), "RSV")).doing(cannot_record)?;
+                effect(store).doing(cannot_record)
             }
             result => result.doing(cannot_record),
         }
@@ -213,13 +262,13 @@ impl Journal {
 }
 
 fn cannot_record() -> String {
-    "cannot record progress on the ESP".to_owned()
+    "cannot record progress".to_owned()
 }
 
-fn load_progress(esp: &dyn Esp, stem: &str) -> Result<Progress> {
+fn load_progress(store: &dyn Store, stem: &str) -> Result<Progress> {
     let mut progress = Progress::default();
     let mut failures = BTreeMap::new();
-    for name in esp.names().doing(|| "cannot list restage's directory".to_owned())? {
+    for name in store.names().doing(|| "cannot list restage's directory".to_owned())? {
         let Some(extension) = name.strip_prefix(stem).and_then(|rest| rest.strip_prefix('.'))
         else {
             continue;
@@ -230,9 +279,14 @@ fn load_progress(esp: &dyn Esp, stem: &str) -> Result<Progress> {
             "S" => drop(progress.done.insert(number)),
             "A" => drop(progress.attempted.insert(number)),
             "R" => progress.runs += 1,
+            "W" => progress.hand_overs += 1,
+            "C" => progress.decision = Some(Decision::Confirm),
+            "B" if progress.decision.is_none() => {
+                progress.decision = Some(Decision::RollBack(read_note(store, &name)));
+            }
             // The file's existence counts even when its text is lost.
-            "P" => drop(progress.passed_over.insert(number, read_note(esp, &name))),
-            "F" => drop(failures.insert(number, read_note(esp, &name))),
+            "P" => drop(progress.passed_over.insert(number, read_note(store, &name))),
+            "F" => drop(failures.insert(number, read_note(store, &name))),
             _ => {}
         }
     }
@@ -241,77 +295,77 @@ fn load_progress(esp: &dyn Esp, stem: &str) -> Result<Progress> {
     Ok(progress)
 }
 
-fn read_note(esp: &dyn Esp, name: &str) -> String {
-    let note = esp.read(name, MAX_BYTES).ok().flatten();
+fn read_note(store: &dyn Store, name: &str) -> String {
+    let note = store.read(name, MAX_BYTES).ok().flatten();
     note.and_then(|bytes| envelope::parse::<Note>(&bytes, NOTE).ok())
         .map_or_else(|| "(the reason was lost)".to_owned(), |note| note.reason)
 }
 
 /// **The end of an operation.** The report's appearance ends it; what else there is of it is removed
 /// after that, secrets overwritten first, and again at the next boot if the power goes meanwhile.
-pub fn finish(esp: &mut dyn Esp, report: &Report, log: &str) -> Result<()> {
-    let what = || "cannot leave the report on the ESP".to_owned();
+pub fn finish(store: &mut dyn Store, report: &Report, log: &str) -> Result<()> {
+    let what = || "cannot leave the report".to_owned();
     let stem = stem(&report.id);
     let file = |extension| format!("{stem}.{extension}");
-    esp.remove(&file("RSV")).doing(what)?;
-    let names = esp.names().doing(what)?;
+    store.remove(&file("RSV")).doing(what)?;
+    let names = store.names().doing(what)?;
     if !log.is_empty() && !names.contains(&file("LOG")) {
         let start = log.len().saturating_sub(MAX_LOG_BYTES);
         let start = (start..=log.len()).find(|at| log.is_char_boundary(*at)).unwrap_or_default();
-        esp.create(&file("LOG"), log.get(start..).unwrap_or_default().as_bytes()).doing(what)?;
+        store.create(&file("LOG"), log.get(start..).unwrap_or_default().as_bytes()).doing(what)?;
     }
     if !names.contains(&file("RPT")) {
         let bytes = envelope::encode(report, REPORT).doing(what)?;
-        esp.create(&file("RPT"), &bytes).doing(what)?;
+        store.create(&file("RPT"), &bytes).doing(what)?;
     }
     // The operation is over; what cannot be tidied up now is tidied up at the next boot.
-    if let Err(error) = clear_away(esp, &stem).and_then(|()| prune(esp, &report.id)) {
+    if let Err(error) = clear_away(store, &stem).and_then(|()| prune(store, &report.id)) {
         log::warn!("{}", error.chain());
     }
     Ok(())
 }
 
 /// Removes what is left of a finished operation, or of one that never became a request.
-pub fn clear_away(esp: &mut dyn Esp, stem: &str) -> Result<()> {
-    let what = || format!("cannot remove what is left of {stem} on the ESP");
+pub fn clear_away(store: &mut dyn Store, stem: &str) -> Result<()> {
+    let what = || format!("cannot remove what is left of {stem}");
     // The request first: it is the one that could be taken for a wish.
-    esp.remove(&format!("{stem}.REQ")).doing(what)?;
-    for name in esp.names().doing(what)? {
+    store.remove(&format!("{stem}.REQ")).doing(what)?;
+    for name in store.names().doing(what)? {
         let Some(extension) = name.strip_prefix(stem).and_then(|rest| rest.strip_prefix('.'))
         else {
             continue;
         };
         match extension {
             "RPT" | "LOG" | "BAD" => {}
-            "SED" | "TAR" | "TMP" => esp.shred(&name).doing(what)?,
-            _ => esp.remove(&name).doing(what)?,
+            "SED" | "TAR" | "ARC" | "TMP" => store.shred(&name).doing(what)?,
+            _ => store.remove(&name).doing(what)?,
         }
     }
     Ok(())
 }
 
 /// Keeps the newest reports only, and the one just written whatever the clock says.
-fn prune(esp: &mut dyn Esp, newest: &str) -> Result<()> {
-    let reports = reports(esp)?;
+fn prune(store: &mut dyn Store, newest: &str) -> Result<()> {
+    let reports = reports(store)?;
     for old in reports.iter().filter(|report| report.id != newest).skip(MAX_REPORTS - 1) {
         let stem = stem(&old.id);
         let what = || format!("cannot remove the old report {stem}.RPT");
         // The report goes last: as long as it is there, nothing of its operation can come back.
-        clear_away(esp, &stem)?;
+        clear_away(store, &stem)?;
         for extension in ["BAD", "LOG", "RPT"] {
-            esp.remove(&format!("{stem}.{extension}")).doing(what)?;
+            store.remove(&format!("{stem}.{extension}")).doing(what)?;
         }
     }
     Ok(())
 }
 
 /// The readable reports, newest first.
-pub fn reports(esp: &dyn Esp) -> Result<Vec<Report>> {
-    let what = || "cannot read the reports on the ESP".to_owned();
+pub fn reports(store: &dyn Store) -> Result<Vec<Report>> {
+    let what = || "cannot read the reports".to_owned();
     let mut reports = Vec::new();
-    for name in esp.names().doing(what)? {
+    for name in store.names().doing(what)? {
         if name.split_once('.').is_some_and(|(_, extension)| extension == "RPT")
-            && let Ok(Some(bytes)) = esp.read(&name, MAX_BYTES)
+            && let Ok(Some(bytes)) = store.read(&name, MAX_BYTES)
             && let Ok(report) = envelope::parse::<Report>(&bytes, REPORT)
         {
             reports.push(report);

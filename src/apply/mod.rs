@@ -5,6 +5,7 @@ pub mod effects;
 pub mod journal;
 pub mod probe;
 pub mod reset;
+pub mod restore;
 pub mod table;
 pub mod tpm;
 

@@ -9,7 +9,7 @@ use crate::format::envelope::MAX_BYTES;
 use crate::format::seed::Seeds;
 use crate::format::sha256_hex;
 use crate::plan::{check, render, reset};
-use crate::platform::{Esp, Machine, console};
+use crate::platform::{Machine, Store, console};
 use crate::profile::{AfterReset, Profile};
 use crate::report::{Outcome, Report, StepReport};
 use crate::request::{Request, file_name, find, stage};
@@ -160,7 +160,7 @@ fn read_seeds(machine: &Machine, profile: &Profile, request: &Request) -> Result
 
 /// A committed operation goes on, on the disk that it was planned for, or nothing is touched.
 fn resume(machine: &mut Machine, profile: &Profile, stem: &str) -> Applied {
-    let mut journal = match Journal::load(machine.esp.as_ref(), stem) {
+    let mut journal: Journal = match Journal::load(machine.esp.as_ref(), stem) {
         Ok(journal) => journal,
         Err(error) => return Applied::Unfinished(error.hold()),
     };
@@ -218,6 +218,13 @@ fn end(machine: &mut Machine, journal: &Journal, ending: Ending) -> Result<Appli
         Ending::Done => (Outcome::Done, None),
         Ending::Refused(reason) => (Outcome::Refused, Some(reason)),
     };
+    if outcome == Outcome::Done {
+        // What they stand for went with the state file system.
+        for flag in find::look(machine.esp.as_ref())?.flags {
+            let name = format!("{flag}.FLG");
+            machine.esp.remove(&name).doing(|| format!("cannot remove {name}"))?;
+        }
+    }
     let report = report(journal, outcome, reason.clone(), machine.host.now);
     journal::finish(machine.esp.as_mut(), &report, &console::recorded())?;
     let plan = &journal.committed.plan;
@@ -278,7 +285,7 @@ fn newest(failures: &[String]) -> Vec<String> {
 
 /// Sets a request aside: a copy for inspection, the report that ends it, and then it goes.
 pub fn set_aside(
-    esp: &mut dyn Esp,
+    store: &mut dyn Store,
     stem: &str,
     request: Option<Request>,
     reason: &str,
@@ -288,24 +295,24 @@ pub fn set_aside(
     // Space first: a refusal may be for want of it.
     for extension in ["TAR", "SED"] {
         let name = format!("{stem}.{extension}");
-        esp.shred(&name).doing(|| format!("cannot remove {name}"))?;
+        store.shred(&name).doing(|| format!("cannot remove {name}"))?;
     }
     let reserve = format!("{stem}.RSV");
-    esp.remove(&reserve).doing(|| format!("cannot remove {reserve}"))?;
+    store.remove(&reserve).doing(|| format!("cannot remove {reserve}"))?;
     let name = format!("{stem}.REQ");
     let copy = format!("{stem}.BAD");
-    if let Ok(Some(mut bytes)) = esp.read(&name, MAX_BYTES) {
+    if let Ok(Some(mut bytes)) = store.read(&name, MAX_BYTES) {
         bytes.truncate(journal::MAX_ASIDE_BYTES);
-        if let Err(error) = esp.remove(&copy).and_then(|()| esp.create(&copy, &bytes)) {
+        if let Err(error) = store.remove(&copy).and_then(|()| store.create(&copy, &bytes)) {
             log::warn!("cannot keep a copy of {name}: {error}");
         }
     }
     let id = request.as_ref().map_or_else(|| stem.to_lowercase(), |r| r.id.clone());
     let report = stage::over(&id, request, Outcome::Refused, reason, now);
-    let ended = journal::finish(esp, &report, &console::recorded());
+    let ended = journal::finish(store, &report, &console::recorded());
     if ended.is_err() {
         // No room for a report: then at least the request must go.
-        esp.remove(&name).doing(|| format!("cannot remove {name}"))?;
+        store.remove(&name).doing(|| format!("cannot remove {name}"))?;
     }
     ended
 }

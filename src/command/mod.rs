@@ -1,8 +1,11 @@
 //! The commands, put together from the folders below. `os` is the running OS's side, `initrd` the
 //! initrd's.
 
+pub mod backup;
 pub mod initrd;
 pub mod os;
+pub mod restore;
+pub mod state;
 
 use std::io::Write;
 use std::path::Path;

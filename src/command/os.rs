@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::{Exit, offline, print_json, running};
+use crate::apply::restore;
 use crate::cli::{Cancel, FactoryReset, Place, Status};
 use crate::error::{Doing, Error, Refused, Result};
 use crate::plan::{render, reset};
@@ -14,9 +15,13 @@ use crate::platform::console::{self, Sink};
 use crate::platform::locate::Mounted;
 use crate::platform::{Machine, boot_entry, host, read_bounded};
 use crate::profile::Profile;
+use crate::request::find;
 use crate::request::stage::{self, Present};
+use crate::request::stage_restore::{self, RestoreStatus};
 use crate::request::{ResetOptions, Staged, file_name};
 
+/// A log is cut at its end when it is kept.
+const MAX_LOG_BYTES: usize = 1024 * 1024;
 /// The largest options file.
 const MAX_OPTIONS_BYTES: u64 = 16 * 1024 * 1024;
 
@@ -45,6 +50,11 @@ pub fn factory_reset(arguments: &FactoryReset) -> Result<Exit> {
             print(&text)?;
         }
         return Ok(Exit::Done);
+    }
+    if let Some(restores) = restores(&arguments.place, &profile)?
+        && let Err(refused) = stage_restore::room(restores.store.as_ref())?
+    {
+        return refuse(&refused, arguments.json);
     }
     let present = if arguments.replace { Present::Replace } else { Present::Keep };
     if let Err(refused) = stage::room(machine.esp.as_ref(), present)? {
@@ -81,12 +91,12 @@ pub fn factory_reset(arguments: &FactoryReset) -> Result<Exit> {
         ))?;
     }
     if arguments.reboot {
-        reboot(&arguments.place)?;
+        reboot(arguments.place.is_offline())?;
     }
     Ok(Exit::Done)
 }
 
-fn describe(next: &boot_entry::Next) -> String {
+pub(super) fn describe(next: &boot_entry::Next) -> String {
     let warning = next.warning.iter().map(|warning| format!("warning: {warning}\n"));
     std::iter::once(format!("{}\n", next.says)).chain(warning).collect()
 }
@@ -94,27 +104,62 @@ fn describe(next: &boot_entry::Next) -> String {
 /// `restage status`.
 pub fn status(arguments: &Status) -> Result<Exit> {
     console::start(Sink::Terminal);
-    let (machine, _mounted, _profile) = open(&arguments.place)?;
-    let status = stage::status(machine.esp.as_ref())?;
+    let profile = Profile::load(arguments.place.profile.as_deref())?;
+    let is_only_root = arguments.place.is_only_root();
+    let machine = if is_only_root { None } else { Some(open(&arguments.place)?) };
+    let esp = machine.as_ref().map(|(machine, _, _)| machine.esp.as_ref());
+    let mut status = match esp {
+        Some(esp) => stage::status(esp)?,
+        None => stage::Status::default(),
+    };
+    let restores = restores(&arguments.place, &profile)?;
+    let of_restores = restores.as_ref().map(stage_restore::status).transpose()?.unwrap_or_default();
+    status.reports.extend(of_restores.reports.iter().cloned());
+    status.reports.sort_by_key(|report| std::cmp::Reverse(report.finished_at));
     if arguments.json {
-        print_json(&status)?;
+        print_json(&json!({
+            "staged": status.staged,
+            "running": status.running,
+            "reports": status.reports,
+            "restores": of_restores,
+        }))?;
         return Ok(Exit::Done);
     }
-    let mut out = text(&status);
+    let mut out = text(&status, &of_restores);
     if arguments.log
         && let Some(report) = status.reports.first()
     {
         let name = file_name(&report.id, "LOG");
-        let log = machine.esp.read(&name, 1024 * 1024).doing(|| format!("cannot read {name}"))?;
+        let what = || format!("cannot read {name}");
+        let mut log = None;
+        if let Some(esp) = esp {
+            log = esp.read(&name, MAX_LOG_BYTES).doing(what)?;
+        }
+        if let (None, Some(restores)) = (&log, &restores) {
+            log = restores.store.read(&name, MAX_LOG_BYTES).doing(what)?;
+        }
         out.push_str(&String::from_utf8_lossy(&log.unwrap_or_default()));
     }
     print(&out)?;
     Ok(Exit::Done)
 }
 
+/// The part of the machine that restores work on; none when the profile or the caller names no state.
+fn restores(place: &Place, profile: &Profile) -> Result<Option<restore::Machine>> {
+    let root = match &place.root {
+        Some(root) => root.as_path(),
+        None if place.is_offline() => return Ok(None),
+        None => Path::new("/"),
+    };
+    match &profile.state {
+        Some(_) => super::state::offline(root, &[], profile).map(Some),
+        None => Ok(None),
+    }
+}
+
 /// What `restage status` says to a person.
-fn text(status: &stage::Status) -> String {
-    let mut lines = Vec::new();
+fn text(status: &stage::Status, restores: &RestoreStatus) -> String {
+    let mut lines = of_restores(restores);
     for staged in &status.staged {
         lines.push(match (&staged.request, &staged.damaged) {
             (Some(request), _) => format!(
@@ -153,19 +198,75 @@ fn text(status: &stage::Status) -> String {
     lines.join("\n")
 }
 
+/// What it says of restores.
+fn of_restores(status: &RestoreStatus) -> Vec<String> {
+    let mut lines = Vec::new();
+    for staged in &status.staged {
+        lines.push(match (&staged.request, &staged.damaged) {
+            (Some(request), _) => format!(
+                "staged: {} {} by {} ({})",
+                request.operation, staged.id, request.staged.user, request.staged.command
+            ),
+            (None, damaged) => format!(
+                "staged: {}, which the next boot will set aside: {}",
+                staged.id,
+                damaged.as_deref().unwrap_or("unreadable")
+            ),
+        });
+    }
+    for open in &status.open {
+        lines.push(match open.phase {
+            "window" => format!(
+                "not confirmed: restore {}, boot {} of {}; `restage confirm` keeps it, and it rolls itself back otherwise",
+                open.id, open.boots, open.of
+            ),
+            phase => format!("unfinished: restore {}, {phase}", open.id),
+        });
+        lines.extend(open.reason.iter().map(|reason| format!("  {reason}")));
+        lines.extend(open.failures.iter().map(|failure| format!("  failed: {failure}")));
+    }
+    for keys in &status.superseded {
+        lines.push(format!("keys replaced by restore {}: {}", keys.id, keys.files.join(", ")));
+    }
+    lines
+}
+
 /// `restage cancel`.
 pub fn cancel(arguments: &Cancel) -> Result<Exit> {
     console::start(Sink::Terminal);
-    let (mut machine, mounted, profile) = open(&arguments.place)?;
-    let found = crate::request::find::look(machine.esp.as_ref())?;
-    if let Some(stem) = found.committed.first() {
-        let reason = format!("the operation {stem} is committed and can only be finished; reboot");
-        return refuse(&Refused::because(reason), arguments.json);
-    }
+    let profile = Profile::load(arguments.place.profile.as_deref())?;
     let mut ids = Vec::new();
-    if !found.staged.is_empty() {
-        writable(&mut machine, mounted.as_ref(), &arguments.place, &profile)?;
-        ids = stage::cancel(machine.esp.as_mut(), host::now())?;
+    if let Some(mut restores) = restores(&arguments.place, &profile)? {
+        let found = find::look(restores.store.as_ref())?;
+        if let Some(stem) = found.committed.first() {
+            let reason = format!(
+                "the restore {stem} is committed: `restage confirm` keeps it, and it rolls itself back otherwise"
+            );
+            return refuse(&Refused::because(reason), arguments.json);
+        }
+        if !found.staged.is_empty() {
+            let root = arguments.place.root.as_deref().unwrap_or(Path::new("/"));
+            super::state::lock(&mut restores, root, &profile)?;
+            ids = stage_restore::cancel(&mut restores)?;
+        }
+    }
+    if !arguments.place.is_only_root() {
+        let (mut machine, mounted, profile) = open(&arguments.place)?;
+        let found = find::look(machine.esp.as_ref())?;
+        if let Some(stem) = found.committed.first() {
+            let reason =
+                format!("the operation {stem} is committed and can only be finished; reboot");
+            return refuse(&Refused::because(reason), arguments.json);
+        }
+        if !found.staged.is_empty() || !found.flags.is_empty() {
+            writable(&mut machine, mounted.as_ref(), &arguments.place, &profile)?;
+            ids.extend(stage::cancel(machine.esp.as_mut(), host::now())?);
+        }
+        if let Some(restores) = restores(&arguments.place, &profile)?
+            && !found.flags.is_empty()
+        {
+            stage_restore::tidy_flags(restores.store.as_ref(), machine.esp.as_mut())?;
+        }
     }
     if arguments.json {
         print_json(&json!({ "cancelled": ids }))?;
@@ -214,15 +315,20 @@ fn options(data: Option<&str>) -> Result<Result<ResetOptions, Refused>> {
     Ok(ResetOptions::parse(std::str::from_utf8(&bytes).doing(what)?))
 }
 
+/// Asks on a terminal whether to stage. Without one only `--force` answers.
+pub(super) fn confirm(text: &str) -> Result<Result<(), Refused>> {
+    ask(text, "All of this happens at the next boot. Stage it?")
+}
+
 /// Asks on a terminal. Without one only `--force` answers.
-fn confirm(text: &str) -> Result<Result<(), Refused>> {
+pub(super) fn ask(text: &str, question: &str) -> Result<Result<(), Refused>> {
     let what = || "cannot ask".to_owned();
     if !std::io::stdin().is_terminal() {
         return Ok(Err(Refused::because(
             "this destroys data: --force is needed without a terminal",
         )));
     }
-    print(&format!("{text}\nAll of this happens at the next boot. Stage it? (yes/no) "))?;
+    print(&format!("{text}\n{question} (yes/no) "))?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer).doing(what)?;
     Ok(match answer.trim() {
@@ -231,7 +337,7 @@ fn confirm(text: &str) -> Result<Result<(), Refused>> {
     })
 }
 
-fn refuse(refused: &Refused, json: bool) -> Result<Exit> {
+pub(super) fn refuse(refused: &Refused, json: bool) -> Result<Exit> {
     if json {
         print_json(&json!({ "refused": refused.reason }))?;
     }
@@ -239,8 +345,8 @@ fn refuse(refused: &Refused, json: bool) -> Result<Exit> {
     Ok(Exit::Refused)
 }
 
-fn reboot(place: &Place) -> Result<()> {
-    if place.is_offline() {
+pub(super) fn reboot(is_offline: bool) -> Result<()> {
+    if is_offline {
         return Err(Error::new("--reboot makes no sense offline; the request is staged"));
     }
     let what = || "the request is staged, but `systemctl reboot` failed".to_owned();
@@ -248,6 +354,6 @@ fn reboot(place: &Place) -> Result<()> {
     if status.success() { Ok(()) } else { Err(Error::new(what()).because(status.to_string())) }
 }
 
-fn print(text: &str) -> Result<()> {
+pub(super) fn print(text: &str) -> Result<()> {
     std::io::stdout().write_all(text.as_bytes()).doing(|| "cannot print".to_owned())
 }

@@ -26,6 +26,10 @@ pub struct Kind {
 pub const REQUEST: Kind = Kind { name: "restage-request", version: 1 };
 /// The journal of a committed operation.
 pub const JOURNAL: Kind = Kind { name: "restage-journal", version: 1 };
+/// A request to restore a backup.
+pub const RESTORE_REQUEST: Kind = Kind { name: "restage-restore-request", version: 1 };
+/// The journal of a committed restore.
+pub const RESTORE_JOURNAL: Kind = Kind { name: "restage-restore-journal", version: 1 };
 /// The result of an operation.
 pub const REPORT: Kind = Kind { name: "restage-report", version: 1 };
 /// Why a step was passed over or failed.

@@ -5,6 +5,7 @@ pub mod erase;
 pub mod facts;
 pub mod render;
 pub mod reset;
+pub mod restore;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;

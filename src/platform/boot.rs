@@ -51,6 +51,18 @@ pub fn allow_shell() {
     }
 }
 
+/// The condition of `restage-restore.service`, so that a boot with nothing staged mounts nothing.
+const RESTORE_FLAG: &str = "/run/restage/restore";
+
+/// There is a flag on the ESP: a restore is staged, or waits to be confirmed.
+pub fn want_restore() {
+    let made =
+        std::fs::create_dir_all("/run/restage").and_then(|()| std::fs::File::create(RESTORE_FLAG));
+    if let Err(error) = made {
+        log::error!("cannot make {RESTORE_FLAG}: {error}");
+    }
+}
+
 /// Waits until udev has had nothing to do for a second: what was changed reaches it by way of the
 /// kernel, a moment later.
 pub fn settle() {

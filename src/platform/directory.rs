@@ -2,7 +2,7 @@
 //! Side: both. Every function says what is durable when it returns.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -57,16 +57,8 @@ pub fn list(directory: impl AsFd) -> io::Result<Vec<(String, bool)>> {
 
 /// Reads a regular file; none when it is not there, an error when it is longer than `max_bytes`.
 pub fn read(directory: impl AsFd, name: &str, max_bytes: usize) -> io::Result<Option<Vec<u8>>> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = match rustix::fs::openat(directory, name, flags, Mode::empty()) {
-        Ok(file) => File::from(file),
-        Err(Errno::NOENT) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
+    let Some(file) = open_file(directory, name)? else { return Ok(None) };
     let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("not a regular file"));
-    }
     if metadata.len() > max_bytes as u64 {
         return Err(io::Error::other(format!("more than {max_bytes} bytes long")));
     }
@@ -77,23 +69,56 @@ pub fn read(directory: impl AsFd, name: &str, max_bytes: usize) -> io::Result<Op
     Ok(Some(bytes))
 }
 
+/// Opens a regular file for reading; none when it is not there.
+pub fn open_file(directory: impl AsFd, name: &str) -> io::Result<Option<File>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = match rustix::fs::openat(directory, name, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    if file.metadata()?.is_file() {
+        Ok(Some(file))
+    } else {
+        Err(io::Error::other("not a regular file"))
+    }
+}
+
+/// Makes a new, private file for writing.
+pub fn new_file(directory: impl AsFd, name: &str) -> io::Result<File> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(File::from(rustix::fs::openat(directory, name, flags, PRIVATE_FILE)?))
+}
+
 /// Makes a file that is not there yet, by way of `temporary`: under its own name it appears whole
 /// and durable, or not at all. This order is the one that came through every cut on FAT.
 pub fn create(directory: impl AsFd, temporary: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
+    create_from(directory, temporary, name, &mut &*bytes).map(drop)
+}
+
+/// The same from a stream. Returns how many bytes it was.
+pub fn create_from(
+    directory: impl AsFd,
+    temporary: &str,
+    name: &str,
+    content: &mut dyn Read,
+) -> io::Result<u64> {
     let directory = directory.as_fd();
     shred(directory, temporary)?;
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut file = File::from(rustix::fs::openat(directory, temporary, flags, PRIVATE_FILE)?);
-    let written = file.write_all(bytes).and_then(|()| file.sync_all());
-    if let Err(error) = written {
-        // A full file system: give the space back, then say so.
-        let _ = shred(directory, temporary);
-        return Err(error);
-    }
+    let mut file = new_file(directory, temporary)?;
+    let bytes = match io::copy(content, &mut file).and_then(|n| file.sync_all().map(|()| n)) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            // A full file system: give the space back, then say so.
+            let _ = shred(directory, temporary);
+            return Err(error);
+        }
+    };
     rustix::fs::fsync(directory)?;
     rustix::fs::renameat_with(directory, temporary, directory, name, RenameFlags::NOREPLACE)?;
     file.sync_all()?;
-    Ok(rustix::fs::fsync(directory)?)
+    rustix::fs::fsync(directory)?;
+    Ok(bytes)
 }
 
 /// Makes an empty file, durable when this returns. Safe to repeat.

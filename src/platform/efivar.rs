@@ -36,6 +36,13 @@ pub fn loader_device_partition() -> Option<Uuid> {
     loader_text("LoaderDevicePartUUID")?.parse().ok()
 }
 
+/// Whether systemd has left a hibernated system to resume.
+#[must_use]
+pub fn is_hibernated() -> bool {
+    const LOCATION: &str = "HibernateLocation-8cf2644b-4b0b-428f-9387-6d876050dc67";
+    Path::new(DIRECTORY).join(LOCATION).exists()
+}
+
 #[cfg(test)]
 mod tests {
     use super::decode;

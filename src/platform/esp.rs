@@ -1,13 +1,13 @@
 //! The ESP as a directory: where it is mounted, or where the caller says.
 //! Side: both.
 
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::FlockOperation;
 
-use super::{Esp, directory};
+use super::{Esp, Store, directory};
 use crate::plan::check::matches;
 
 /// An open ESP.
@@ -64,7 +64,7 @@ fn temporary(name: &str) -> String {
     format!("{}.TMP", name.split('.').next().unwrap_or(name))
 }
 
-impl Esp for EspDirectory {
+impl Store for EspDirectory {
     fn names(&self) -> io::Result<Vec<String>> {
         match &self.own {
             None => Ok(Vec::new()),
@@ -80,6 +80,15 @@ impl Esp for EspDirectory {
         directory::create(self.own()?, &temporary(name), name, bytes)
     }
 
+    fn open(&self, name: &str) -> io::Result<Option<Box<dyn Read>>> {
+        let Some(own) = &self.own else { return Ok(None) };
+        Ok(directory::open_file(own, name)?.map(|file| Box::new(file) as Box<dyn Read>))
+    }
+
+    fn create_from(&mut self, name: &str, content: &mut dyn Read) -> io::Result<u64> {
+        directory::create_from(self.own()?, &temporary(name), name, content)
+    }
+
     fn mark(&mut self, name: &str) -> io::Result<()> {
         directory::mark(self.own()?, name)
     }
@@ -91,7 +100,9 @@ impl Esp for EspDirectory {
     fn shred(&mut self, name: &str) -> io::Result<()> {
         self.own.as_ref().map_or(Ok(()), |own| directory::shred(own, name))
     }
+}
 
+impl Esp for EspDirectory {
     fn matching(&self, pattern: &str) -> io::Result<Vec<String>> {
         let Some((parent, _)) = self.parent(pattern)? else { return Ok(Vec::new()) };
         let prefix = pattern.rsplit_once('/').map(|(directories, _)| directories);

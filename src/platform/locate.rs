@@ -118,6 +118,20 @@ fn partition_of(sys: &Path, name: &str, number: u32) -> io::Result<Option<PathBu
     Ok(None)
 }
 
+/// The node of the partition of this type and label on a disk; none when there is none, or several.
+pub fn partition_named(disk: &Path, type_guid: Uuid, label: &str) -> io::Result<Option<PathBuf>> {
+    let tables = table::read(&OpenDisk::open(disk)?).map_err(io::Error::other)?;
+    let table = [Copy::Primary, Copy::Backup].iter().find_map(|copy| tables.get(*copy));
+    let is_it = |entry: &Entry| entry.type_guid == type_guid && entry.label == label;
+    let found: Vec<Entry> =
+        table.map(|t| t.entries().into_iter().filter(is_it).collect()).unwrap_or_default();
+    let ([entry], Some(name)) = (found.as_slice(), disk.file_name().and_then(|n| n.to_str()))
+    else {
+        return Ok(None);
+    };
+    partition_of(&Path::new(BLOCK).join(name), name, entry.number)
+}
+
 /// Other volumes with keys sealed to a TPM: every block device but `disk` and its partitions.
 pub fn tpm_volumes_elsewhere(disk: &Path) -> io::Result<Vec<String>> {
     let own = disk.file_name().map(|name| name.to_string_lossy().into_owned());
@@ -156,21 +170,33 @@ pub fn mount(partition: &Path) -> io::Result<Mounted> {
     if let Some(path) = mounted_at(&fs::read_to_string("/proc/self/mountinfo")?, device) {
         return Ok(Mounted { path, own: false });
     }
-    // SAFETY: only the file-system view of this single-threaded process is unshared; the file
-    // descriptor table stays whole.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS)? };
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", private)?;
-    fs::create_dir_all(OWN_MOUNT)?;
-    let mount = |read_only| {
-        rustix::mount::mount(partition, OWN_MOUNT, c"vfat", flags(read_only), MOUNT_OPTIONS)
-    };
+    let at = Path::new(OWN_MOUNT);
+    own_namespace(at)?;
+    let mount =
+        |read_only| rustix::mount::mount(partition, at, c"vfat", flags(read_only), MOUNT_OPTIONS);
     match mount(true) {
         // Mounted for writing in another namespace: one file system cannot be both.
         Err(Errno::BUSY) => mount(false)?,
         result => result?,
     }
-    Ok(Mounted { path: PathBuf::from(OWN_MOUNT), own: true })
+    Ok(Mounted { path: at.to_owned(), own: true })
+}
+
+/// Mounts the state file system for writing, in a mount namespace of our own.
+pub fn mount_state(device: &Path, filesystem: &str, at: &Path) -> io::Result<Mounted> {
+    own_namespace(at)?;
+    rustix::mount::mount(device, at, filesystem, flags(false), None)?;
+    Ok(Mounted { path: at.to_owned(), own: true })
+}
+
+/// What is mounted from here on, below `at`, nobody else sees.
+fn own_namespace(at: &Path) -> io::Result<()> {
+    // SAFETY: only the file-system view of this single-threaded process is unshared; the file
+    // descriptor table stays whole.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS)? };
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private)?;
+    fs::create_dir_all(at)
 }
 
 fn flags(read_only: bool) -> MountFlags {
@@ -192,7 +218,7 @@ impl Mounted {
         if self.own
             && let Err(error) = rustix::mount::unmount(&self.path, UnmountFlags::DETACH)
         {
-            log::warn!("cannot unmount the ESP: {error}");
+            log::warn!("cannot unmount {}: {error}", self.path.display());
         }
     }
 }

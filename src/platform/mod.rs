@@ -15,7 +15,9 @@ pub mod efivar;
 pub mod esp;
 pub mod host;
 pub mod locate;
+pub mod state_fs;
 pub mod tpm;
+pub mod volume;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -53,12 +55,12 @@ pub trait Disk {
     fn drop_partition(&mut self, number: u32) -> io::Result<()>;
 }
 
-/// The ESP: restage's own directory on it, where names are 8.3, and the paths of the profile.
+/// A directory of restage's own, where names are 8.3: on the ESP, or on the state file system.
 ///
 /// FAT replaces nothing atomically, so this offers only what stays whole across a power cut: new
 /// names and removals.
-pub trait Esp {
-    /// The names in restage's directory; empty when there is none.
+pub trait Store {
+    /// The names in it; empty when the directory is not there.
     fn names(&self) -> io::Result<Vec<String>>;
     /// The content of one of them; none when it is not there, an error when it is longer than
     /// `max_bytes`.
@@ -66,6 +68,10 @@ pub trait Esp {
     /// Makes a file that is not there yet: durable and whole when this returns, whole or absent
     /// after a power cut. An existing `name` is an error.
     fn create(&mut self, name: &str, bytes: &[u8]) -> io::Result<()>;
+    /// Opens one of them for reading; none when it is not there.
+    fn open(&self, name: &str) -> io::Result<Option<Box<dyn Read>>>;
+    /// [`Store::create`] from a stream. Returns how many bytes it was.
+    fn create_from(&mut self, name: &str, content: &mut dyn Read) -> io::Result<u64>;
     /// Makes an empty file, durable when this returns. Safe to repeat.
     fn mark(&mut self, name: &str) -> io::Result<()>;
     /// Removes a file, durable when this returns. Safe to repeat.
@@ -73,6 +79,10 @@ pub trait Esp {
     /// Overwrites a file in place, syncs, and then removes it, durable when this returns. Safe to
     /// repeat.
     fn shred(&mut self, name: &str) -> io::Result<()>;
+}
+
+/// The ESP: restage's directory on it, and the paths of the profile.
+pub trait Esp: Store {
     /// The existing paths, relative to the ESP, that a pattern of the profile means, sorted.
     fn matching(&self, pattern: &str) -> io::Result<Vec<String>>;
     /// Removes a path outside restage's directory, with all that is in it, durable when this

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::{Doing, Result};
-use crate::platform::Esp;
+use crate::platform::Store;
 
 /// What the names say, by stem.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,12 +13,14 @@ pub struct Found {
     pub committed: Vec<String>,
     /// Staged, neither committed nor finished.
     pub staged: Vec<String>,
+    /// A restore is staged or in its window: flags on the ESP, which authorise nothing.
+    pub flags: Vec<String>,
     /// Finished, or never begun, with files that have no meaning any more.
     pub leftovers: Vec<String>,
 }
 
 impl Found {
-    /// Whether there is nothing to do.
+    /// Whether there is nothing to do here.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.committed.is_empty() && self.staged.is_empty() && self.leftovers.is_empty()
@@ -26,8 +28,8 @@ impl Found {
 }
 
 /// Looks at the names.
-pub fn look(esp: &dyn Esp) -> Result<Found> {
-    Ok(sort(&esp.names().doing(|| "cannot list restage's directory on the ESP".to_owned())?))
+pub fn look(store: &dyn Store) -> Result<Found> {
+    Ok(sort(&store.names().doing(|| "cannot list restage's directory on the ESP".to_owned())?))
 }
 
 /// A report ends everything with its stem; a journal is a commit; a request without either is
@@ -45,7 +47,9 @@ pub fn sort(names: &[String]) -> Found {
     }
     let mut found = Found::default();
     for (stem, extensions) in stems {
-        let list = if extensions.contains("RPT") {
+        let list = if extensions.iter().all(|extension| *extension == "FLG") {
+            &mut found.flags
+        } else if extensions.contains("RPT") {
             if extensions.iter().all(|e| matches!(*e, "RPT" | "LOG" | "BAD")) {
                 continue;
             }
@@ -88,6 +92,8 @@ mod tests {
         assert_eq!(sorted(&["0123ABCD.JNL", "0123ABCD.RPT"]), (vec![], vec![], one()));
         assert_eq!(sorted(&["0123ABCD.REQ", "0123ABCD.RPT"]), (vec![], vec![], one()));
         assert_eq!(sorted(&["0123ABCD.RPT", "0123ABCD.LOG"]), (vec![], vec![], vec![]));
+        let flagged = sort(&["0123ABCD.FLG".to_owned()]);
+        assert_eq!((flagged.flags.clone(), flagged.is_empty()), (one(), true));
         assert_eq!(sorted(&["0123ABCD.SED"]), (vec![], vec![], one()));
         assert_eq!(sorted(&["FSCK0000.REC", "x", "0123abcd.REQ"]), (vec![], vec![], vec![]));
     }

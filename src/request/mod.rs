@@ -2,7 +2,9 @@
 //! Types only; `stage` is the OS side, `find` the initrd side.
 
 pub mod find;
+pub mod restore;
 pub mod stage;
+pub mod stage_restore;
 
 use std::collections::BTreeMap;
 
@@ -99,12 +101,15 @@ pub struct Request {
 pub enum Operation {
     /// Back to as just installed.
     FactoryReset,
+    /// The state of a backup.
+    Restore,
 }
 
 impl std::fmt::Display for Operation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::FactoryReset => "factory reset",
+            Self::Restore => "restore",
         })
     }
 }

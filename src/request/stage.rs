@@ -11,7 +11,7 @@ use crate::error::{Doing, Error, Refused, Result};
 use crate::format::envelope::{self, MAX_BYTES, REQUEST};
 use crate::format::sha256_hex;
 use crate::plan::{Plan, facts::Facts, reset};
-use crate::platform::{Esp, Machine};
+use crate::platform::{Machine, Store};
 use crate::profile::Profile;
 use crate::report::{Outcome, Report};
 
@@ -48,8 +48,8 @@ pub enum Present {
 }
 
 /// Whether a new request may be staged beside what lies on the ESP. Changes nothing.
-pub fn room(esp: &dyn Esp, present: Present) -> Result<Result<(), Refused>> {
-    let found = find::look(esp)?;
+pub fn room(store: &dyn Store, present: Present) -> Result<Result<(), Refused>> {
+    let found = find::look(store)?;
     if let Some(stem) = found.committed.first() {
         return Ok(Err(Refused::because(format!(
             "an operation ({stem}) is committed and unfinished; reboot to let it finish"
@@ -107,9 +107,9 @@ pub fn stage(
 }
 
 /// A new id whose files would meet no others.
-pub fn new_id(esp: &dyn Esp) -> Result<String> {
+pub fn new_id(store: &dyn Store) -> Result<String> {
     let what = || "cannot make a request id".to_owned();
-    let names = esp.names().doing(what)?;
+    let names = store.names().doing(what)?;
     loop {
         let mut bytes = [0; 16];
         // Up to 256 bytes are never cut short (getrandom(2)).
@@ -123,14 +123,14 @@ pub fn new_id(esp: &dyn Esp) -> Result<String> {
 }
 
 /// Withdraws what is staged and not committed; returns the ids. Durable when this returns.
-pub fn cancel(esp: &mut dyn Esp, now: u64) -> Result<Vec<String>> {
+pub fn cancel(store: &mut dyn Store, now: u64) -> Result<Vec<String>> {
     let mut ids = Vec::new();
-    for stem in find::look(esp)?.staged {
-        let request = read(esp, &stem).ok();
+    for stem in find::look(store)?.staged {
+        let request = read(store, &stem).ok();
         let id = request.as_ref().map_or_else(|| stem.to_lowercase(), |r| r.id.clone());
         let report =
             over(&id, request, Outcome::Cancelled, "withdrawn before it was committed", now);
-        journal::finish(esp, &report, "")?;
+        journal::finish(store, &report, "")?;
         ids.push(id);
     }
     Ok(ids)
@@ -160,10 +160,10 @@ pub fn over(
 }
 
 /// Reads the staged request with this stem; the error names what is wrong with it.
-pub fn read(esp: &dyn Esp, stem: &str) -> Result<Request> {
+pub fn read(store: &dyn Store, stem: &str) -> Result<Request> {
     let name = format!("{stem}.REQ");
     let what = || format!("cannot use the request {name}");
-    let bytes = esp
+    let bytes = store
         .read(&name, MAX_BYTES)
         .and_then(|bytes| bytes.ok_or_else(|| std::io::ErrorKind::NotFound.into()))
         .doing(what)?;
@@ -175,7 +175,7 @@ pub fn read(esp: &dyn Esp, stem: &str) -> Result<Request> {
 }
 
 /// What `restage status` tells.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct Status {
     /// Requests that the next boot will look at.
     pub staged: Vec<StagedStatus>,
@@ -215,9 +215,9 @@ pub struct RunningStatus {
 }
 
 /// Reads what there is. Changes nothing.
-pub fn status(esp: &dyn Esp) -> Result<Status> {
-    let found = find::look(esp)?;
-    let staged = found.staged.iter().map(|stem| match read(esp, stem) {
+pub fn status(store: &dyn Store) -> Result<Status> {
+    let found = find::look(store)?;
+    let staged = found.staged.iter().map(|stem| match read(store, stem) {
         Ok(request) => {
             StagedStatus { id: request.id.clone(), request: Some(request), damaged: None }
         }
@@ -225,25 +225,26 @@ pub fn status(esp: &dyn Esp) -> Result<Status> {
             StagedStatus { id: stem.to_lowercase(), request: None, damaged: Some(error.chain()) }
         }
     });
-    let running = found.committed.iter().map(|stem| match Journal::load(esp, stem) {
-        Ok(journal) => RunningStatus {
-            id: journal.id().to_owned(),
-            steps_over: journal.progress.done.len() + journal.progress.passed_over.len(),
-            steps: journal.committed.plan.steps.len(),
-            failures: journal.progress.failures,
-            damaged: None,
-        },
-        Err(error) => RunningStatus {
-            id: stem.to_lowercase(),
-            steps_over: 0,
-            steps: 0,
-            failures: Vec::new(),
-            damaged: Some(error.chain()),
-        },
-    });
+    let running =
+        found.committed.iter().map(|stem| match Journal::<journal::Committed>::load(store, stem) {
+            Ok(journal) => RunningStatus {
+                id: journal.id().to_owned(),
+                steps_over: journal.progress.done.len() + journal.progress.passed_over.len(),
+                steps: journal.committed.plan.steps.len(),
+                failures: journal.progress.failures,
+                damaged: None,
+            },
+            Err(error) => RunningStatus {
+                id: stem.to_lowercase(),
+                steps_over: 0,
+                steps: 0,
+                failures: Vec::new(),
+                damaged: Some(error.chain()),
+            },
+        });
     Ok(Status {
         staged: staged.collect(),
         running: running.collect(),
-        reports: journal::reports(esp)?,
+        reports: journal::reports(store)?,
     })
 }

@@ -11,4 +11,5 @@
 )]
 
 pub mod disk;
+pub mod state;
 pub mod swtpm;

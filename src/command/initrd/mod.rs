@@ -1,13 +1,14 @@
 //! `restage initrd reset`: at boot, and offline by hand.
 //! Side: initrd. What the boot does next is decided here, in one place.
 
+pub mod restore;
 mod seek;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::{Exit, TPM_DEVICE, esp_guid, machine, offline, open_esp};
-use crate::apply::reset::{self, Applied, next};
+use crate::apply::reset::{self, Applied};
 use crate::cli;
 use crate::error::{Doing, Error, Next, Result};
 use crate::platform::console::{self, Sink};
@@ -80,6 +81,9 @@ fn at_boot(arguments: &cli::Reset) -> Result<Applied> {
     let located = seek::disks_with(guid, limit)?;
     if let ([one], None) = (located.as_slice(), &broken) {
         let (mounted, found) = seek::look(one, &profile)?;
+        if !found.flags.is_empty() {
+            boot::want_restore();
+        }
         if found.is_empty() {
             mounted.unmount();
             return Ok(Applied::Nothing);
@@ -146,7 +150,6 @@ fn wait_for_tpm() -> bool {
 
 /// What the boot does next.
 fn conclude(applied: Applied) -> Exit {
-    let next = next(&applied);
     match applied {
         Applied::Nothing => Exit::Done,
         Applied::Refused(_) => Exit::Refused,
@@ -163,20 +166,31 @@ fn conclude(applied: Applied) -> Exit {
             log::info!("rebooting: the firmware has to act; it may ask at the console");
             boot::reboot()
         }
-        Applied::Unfinished(error) => match next {
-            Next::ContinueBoot | Next::RetryNextBoot => {
-                log::error!("{}; rebooting to try again", error.chain());
-                boot::reboot()
-            }
-            Next::HoldForOperator => boot::hold(&[
-                error.chain(),
+        Applied::Unfinished(error) => conclude_unfinished(
+            &error,
+            &[
                 "a factory reset is committed and unfinished: the old system is not booted any more"
                     .to_owned(),
                 "other disks, and partitions that the plan does not list, are untouched".to_owned(),
                 "switch the machine off and on to try once more; the journal and the reasons are in \
                  restage's directory on the ESP"
                     .to_owned(),
-            ]),
-        },
+            ],
+        ),
+    }
+}
+
+/// A committed operation is not finished: the boot tries again or holds, and goes on in no case.
+fn conclude_unfinished(error: &Error, for_a_person: &[String]) -> ! {
+    match error.next() {
+        Next::ContinueBoot | Next::RetryNextBoot => {
+            log::error!("{}; rebooting to try again", error.chain());
+            boot::reboot()
+        }
+        Next::HoldForOperator => {
+            let lines: Vec<String> =
+                std::iter::once(error.chain()).chain(for_a_person.iter().cloned()).collect();
+            boot::hold(&lines)
+        }
     }
 }

@@ -1,0 +1,146 @@
+//! The backup becomes a directory beside the state that nothing reaches.
+//! Side: initrd. Writes there only.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, BufReader, Read};
+
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+use super::Machine;
+use crate::error::{Doing, Refused, Result};
+use crate::format::archive::{self, Entry, Limits, ReadError};
+use crate::format::hex;
+use crate::format::state::StateFile;
+use crate::plan::restore::{Backup, FileFacts, PlannedRestore, stays};
+use crate::platform::state_fs::{Place, StateFs};
+use crate::profile::State;
+use crate::request::file_name;
+use crate::request::restore::{RestoreRequest, SkipItem};
+
+/// A state file is a page of text.
+pub const MAX_STATE_BYTES: u64 = 1 << 20;
+
+/// Digests what passes through it.
+pub struct Hashing<R> {
+    inner: R,
+    digest: Sha256,
+    bytes: u64,
+}
+
+impl<R> Hashing<R> {
+    /// Nothing has passed yet.
+    pub fn new(inner: R) -> Self {
+        Self { inner, digest: Sha256::new(), bytes: 0 }
+    }
+
+    /// SHA-256 and number of all bytes that have passed.
+    pub fn finish(self) -> (String, u64) {
+        (hex(&self.digest.finalize()), self.bytes)
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.digest.update(buffer.get(..count).unwrap_or_default());
+        self.bytes += count as u64;
+        Ok(count)
+    }
+}
+
+/// What is done with a file of a backup while it passes.
+pub type Visit<'a> = dyn FnMut(&Entry, &mut dyn Read) -> io::Result<()> + 'a;
+
+/// Reads a backup to its end. `visit` sees every file but the state file.
+pub fn read(
+    source: impl Read,
+    profile: &State,
+    visit: &mut Visit<'_>,
+) -> Result<Backup, ReadError> {
+    let mut files = BTreeMap::new();
+    let mut state: Option<Zeroizing<Vec<u8>>> = None;
+    let limits = Limits { files: profile.max_files, bytes: profile.max_bytes };
+    let mut source = BufReader::new(Hashing::new(source));
+    archive::read(&mut source, limits, &mut |entry, content| {
+        let mut content = Hashing::new(content);
+        if entry.name == profile.file {
+            let mut bytes = Zeroizing::new(Vec::new());
+            (&mut content).take(MAX_STATE_BYTES + 1).read_to_end(&mut bytes)?;
+            state = Some(bytes);
+        } else {
+            visit(entry, &mut content)?;
+        }
+        io::copy(&mut content, &mut io::sink())?;
+        let (sha256, bytes) = content.finish();
+        files.insert(entry.name.clone(), FileFacts { bytes, sha256 });
+        Ok(())
+    })?;
+    let state = match state {
+        None => Err("it is not there".to_owned()),
+        Some(bytes) => parse_state(&bytes),
+    };
+    let (sha256, bytes) = source.into_inner().finish();
+    Ok(Backup { sha256, bytes, files, state })
+}
+
+/// Reads a state file; the error says what is wrong with it.
+pub fn parse_state(bytes: &[u8]) -> Result<StateFile, String> {
+    if bytes.len() as u64 > MAX_STATE_BYTES {
+        return Err(format!("more than {MAX_STATE_BYTES} bytes long"));
+    }
+    StateFile::parse(bytes).map_err(|error| error.to_string())
+}
+
+/// Extracts the staged archive, and believes it only when its digest is the request's.
+pub fn into_sibling(
+    machine: &mut Machine,
+    profile: &State,
+    request: &RestoreRequest,
+) -> Result<Backup, Refused> {
+    let name = file_name(&request.id, "ARC");
+    let refused = |why: String| Refused::because(format!("the staged archive {name}: {why}"));
+    let failed = |error: io::Error| refused(error.to_string());
+    let archive = machine.store.open(&name).map_err(failed)?;
+    let archive = archive.ok_or_else(|| refused("it is not there".to_owned()))?;
+    machine.state.make(Place::Sibling).map_err(failed)?;
+    let state = machine.state.as_mut();
+    let skip: &BTreeSet<SkipItem> = &request.skip;
+    let backup = read(archive, profile, &mut |entry, content| {
+        if stays(&entry.name, skip, profile) {
+            return Ok(());
+        }
+        state.write(Place::Sibling, &entry.name, content)
+    })
+    .map_err(|error| refused(error.to_string()))?;
+    if backup.sha256 != request.archive.sha256 || backup.bytes != request.archive.bytes {
+        return Err(refused("it is not the one that was staged: its SHA-256 differs".to_owned()));
+    }
+    Ok(backup)
+}
+
+/// What the extracted backup lacks: the files that stay, and the new state file.
+pub fn complete(machine: &mut Machine, profile: &State, planned: &PlannedRestore) -> Result<()> {
+    let what = || "cannot complete the new state".to_owned();
+    for name in &planned.plan.kept {
+        copy(machine.state.as_mut(), Place::State, name, Place::Sibling).doing(what)?;
+    }
+    let text = planned.state.encode();
+    machine.state.write(Place::Sibling, &profile.file, &mut text.as_slice()).doing(what)
+}
+
+/// Copies a file that is not there yet.
+pub fn copy(state: &mut dyn StateFs, from: Place<'_>, name: &str, to: Place<'_>) -> io::Result<()> {
+    let mut content = state
+        .open(from, name)?
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("`{name}` is not there")))?;
+    state.write(to, name, &mut content)
+}
+
+/// SHA-256 of a file; none when it is not there.
+pub fn digest(state: &dyn StateFs, place: Place<'_>, name: &str) -> io::Result<Option<String>> {
+    let Some(content) = state.open(place, name)? else { return Ok(None) };
+    let mut content = Hashing::new(content);
+    io::copy(&mut content, &mut io::sink())?;
+    Ok(Some(content.finish().0))
+}

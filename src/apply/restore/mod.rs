@@ -1,0 +1,419 @@
+//! Restore, in the initrd: check, extract beside the old state, commit, exchange; count the boots
+//! until somebody confirms, and roll back when nobody does. Confirming runs in the OS, with the same
+//! code.
+//! Side: both. Touches the state file system below the profile's directories, and the key slots of
+//! the profile's volumes.
+
+pub mod extract;
+pub mod probe;
+mod steps;
+
+use serde::{Deserialize, Serialize};
+
+use super::journal::{self, Commit, Decision, Journal};
+use crate::error::{Doing, Error, Refused, Result};
+use crate::format::envelope::{self, Kind, RESTORE_JOURNAL, RESTORE_REQUEST};
+use crate::plan::facts::HostFacts;
+use crate::plan::restore::{RestorePlan, check_request};
+use crate::platform::state_fs::{Place, StateFs};
+use crate::platform::volume::Volume;
+use crate::platform::{Store, console};
+use crate::profile::{Profile, State};
+use crate::report::{Outcome, Report, StepReport};
+use crate::request::restore::RestoreRequest;
+use crate::request::{find, is_valid_id};
+use steps::Phase;
+
+/// So many failures, and it rolls back; so many in the roll-back, and the boot holds.
+const MAX_FAILURES: usize = 3;
+
+/// All that a restore works on.
+pub struct Machine {
+    /// The state.
+    pub state: Box<dyn StateFs>,
+    /// restage's own directory on the same file system.
+    pub store: Box<dyn Store>,
+    /// The volumes of the profile, in its order.
+    pub volumes: Vec<Box<dyn Volume>>,
+    /// The machine and its OS.
+    pub host: HostFacts,
+    /// Whether a hibernated system waits to be resumed.
+    pub is_hibernated: bool,
+    /// Whether the directories were given by hand.
+    pub is_offline: bool,
+}
+
+/// What is written at the commit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Committed {
+    /// The request.
+    pub request: RestoreRequest,
+    /// Name of the profile that it was planned with.
+    pub profile: String,
+    /// Seconds since 1970.
+    pub at: u64,
+    /// Identity of the old state's directory.
+    pub old_state: u64,
+    /// Identity of the new state's directory.
+    pub new_state: u64,
+    /// The plan.
+    pub plan: RestorePlan,
+}
+
+impl Commit for Committed {
+    const KIND: Kind = RESTORE_JOURNAL;
+    fn id(&self) -> &str {
+        &self.request.id
+    }
+}
+
+/// What a run came to.
+#[derive(Debug)]
+pub enum Restored {
+    /// There was nothing to do.
+    Nothing,
+    /// Every request was refused and set aside; the state is as it was.
+    Refused(Vec<String>),
+    /// The restored state is in place and waits to be confirmed.
+    Window {
+        /// Boots handed over to it, this one included.
+        boots: usize,
+        /// So many may be.
+        of: u32,
+    },
+    /// Confirmed: the old state is gone for good.
+    Confirmed,
+    /// The old state is back.
+    RolledBack(String),
+    /// Something remains to be done. The boot goes on: the state in place is the one to boot.
+    Later(Error),
+    /// Committed and not finished, and the state in place is not to be booted.
+    Unfinished(Error),
+}
+
+/// What a boot does: the whole of it.
+pub fn at_boot(machine: &mut Machine, profile: &Profile) -> Result<Restored> {
+    let state = state_of(profile)?;
+    let found = find::look(machine.store.as_ref())?;
+    if let [stem] = found.committed.as_slice() {
+        return Ok(go_on(machine, state, stem));
+    }
+    if !found.committed.is_empty() {
+        let error = Error::new(format!("{} restores are committed", found.committed.len()))
+            .because(found.committed.join(", "));
+        return Ok(Restored::Unfinished(error.hold()));
+    }
+    for stem in &found.leftovers {
+        journal::clear_away(machine.store.as_mut(), stem)?;
+    }
+    // Of an extraction that was cut before its commit.
+    let what = || "cannot remove what is left of an earlier restore".to_owned();
+    machine.state.remove(Place::Sibling).doing(what)?;
+    start(machine, profile, state, &found.staged)
+}
+
+/// The part of the profile that a restore needs.
+pub fn state_of(profile: &Profile) -> Result<&State> {
+    profile.state.as_ref().ok_or_else(|| {
+        Error::new(format!(
+            "the profile of {} has no field `state`: nothing to back up or restore",
+            profile.name
+        ))
+    })
+}
+
+/// Reads a staged request; the error names what is wrong with it.
+pub fn read_request(store: &dyn Store, stem: &str) -> Result<RestoreRequest> {
+    let name = format!("{stem}.REQ");
+    let what = || format!("cannot use the request {name}");
+    let bytes = store
+        .read(&name, envelope::MAX_BYTES)
+        .and_then(|bytes| bytes.ok_or_else(|| std::io::ErrorKind::NotFound.into()))
+        .doing(what)?;
+    let request: RestoreRequest = envelope::parse(&bytes, RESTORE_REQUEST).doing(what)?;
+    if !is_valid_id(&request.id) || crate::request::stem(&request.id) != stem {
+        return Err(Error::new(what()).because("field `id` does not fit the file's name"));
+    }
+    Ok(request)
+}
+
+fn start(
+    machine: &mut Machine,
+    profile: &Profile,
+    state: &State,
+    staged: &[String],
+) -> Result<Restored> {
+    let mut refusals = Vec::new();
+    for stem in staged {
+        let request = match read_request(machine.store.as_ref(), stem) {
+            Ok(request) if staged.len() == 1 => request,
+            Ok(request) => {
+                let reason = "several restores are staged, and which one is meant is not known";
+                refusals.push(set_aside(machine, stem, Some(&request), reason)?);
+                continue;
+            }
+            Err(error) => {
+                refusals.push(set_aside(machine, stem, None, &error.chain())?);
+                continue;
+            }
+        };
+        console::set_id(&request.id);
+        match prepare(machine, profile, state, &request) {
+            Ok(journal) => {
+                log::info!("committed restore {}", request.id);
+                return Ok(apply(machine, state, journal));
+            }
+            Err(refused)
+                if find::look(machine.store.as_ref()).is_ok_and(|f| f.committed.is_empty()) =>
+            {
+                let what = || "cannot remove the extracted backup".to_owned();
+                machine.state.remove(Place::Sibling).doing(what)?;
+                refusals.push(set_aside(machine, stem, Some(&request), &refused.reason)?);
+            }
+            Err(refused) => {
+                let error = Error::new("the restore is committed").because(refused);
+                return Ok(Restored::Unfinished(error.after_commit()));
+            }
+        }
+    }
+    Ok(if refusals.is_empty() { Restored::Nothing } else { Restored::Refused(refusals) })
+}
+
+/// Everything before the commit: one pass through the archive into a directory that nothing reaches,
+/// all checks, the new state file.
+fn prepare(
+    machine: &mut Machine,
+    profile: &Profile,
+    state: &State,
+    request: &RestoreRequest,
+) -> Result<Journal<Committed>, Refused> {
+    let refused = |error: Error| Refused::because(error.chain());
+    log::info!("checking and extracting the backup of restore {}", request.id);
+    let backup = extract::into_sibling(machine, state, request)?;
+    let facts = probe::facts(machine, state, &request.skip, Some(&backup)).map_err(refused)?;
+    check_request(request, profile.limits.request_age_s, &facts)?;
+    let planned = crate::plan::restore::plan(&request.skip, state, &backup, &facts)?;
+    extract::complete(machine, state, &planned).map_err(refused)?;
+    let what = || "cannot look at the state directories".to_owned();
+    let identity = |place| -> Result<u64> {
+        let found = machine.state.identity(place).doing(what)?;
+        found.ok_or_else(|| Error::new(what()).because("one is missing"))
+    };
+    let committed = Committed {
+        request: request.clone(),
+        profile: profile.name.clone(),
+        at: machine.host.now,
+        old_state: identity(Place::State).map_err(refused)?,
+        new_state: identity(Place::Sibling).map_err(refused)?,
+        plan: planned.plan,
+    };
+    Journal::commit(machine.store.as_mut(), committed, None).map_err(refused)
+}
+
+/// A committed restore goes on, wherever it is.
+fn go_on(machine: &mut Machine, state: &State, stem: &str) -> Restored {
+    let journal: Journal<Committed> = match Journal::load(machine.store.as_ref(), stem) {
+        Ok(journal) => journal,
+        Err(error) => return Restored::Unfinished(error.hold()),
+    };
+    console::set_id(journal.id());
+    match &journal.progress.decision {
+        Some(Decision::Confirm) => confirm_committed(machine, state, journal),
+        Some(Decision::RollBack(_)) => roll_back(machine, state, journal),
+        None => apply(machine, state, journal),
+    }
+}
+
+/// Carries out what is missing, and hands over to the restored state.
+fn apply(machine: &mut Machine, state: &State, mut journal: Journal<Committed>) -> Restored {
+    let applied = journal
+        .record_run(machine.store.as_mut())
+        .and_then(|()| run(machine, state, &mut journal, Phase::Apply));
+    if let Err(error) = applied {
+        let error = error.after_commit();
+        let failed = journal.record_failure(machine.store.as_mut(), &error.chain());
+        if failed.is_ok() && journal.progress.failures.len() < MAX_FAILURES {
+            return Restored::Unfinished(error);
+        }
+        let reason = format!("it could not be applied: {}", error.chain());
+        return decide_roll_back(machine, state, journal, &reason);
+    }
+    let of = journal.committed.plan.unconfirmed_boots;
+    let boots = journal.progress.hand_overs;
+    if boots >= usize::try_from(of).unwrap_or(usize::MAX) {
+        let reason = format!("it was not confirmed in {boots} boots");
+        return decide_roll_back(machine, state, journal, &reason);
+    }
+    match journal.record_hand_over(machine.store.as_mut()) {
+        Ok(()) => Restored::Window { boots: boots + 1, of },
+        // What cannot be counted cannot be limited.
+        Err(error) => decide_roll_back(machine, state, journal, &error.chain()),
+    }
+}
+
+fn decide_roll_back(
+    machine: &mut Machine,
+    state: &State,
+    mut journal: Journal<Committed>,
+    reason: &str,
+) -> Restored {
+    log::error!("rolling back: {reason}");
+    let decision = Decision::RollBack(reason.to_owned());
+    match journal.record_decision(machine.store.as_mut(), decision) {
+        Ok(()) => roll_back(machine, state, journal),
+        Err(error) => Restored::Unfinished(error.hold()),
+    }
+}
+
+fn roll_back(machine: &mut Machine, state: &State, mut journal: Journal<Committed>) -> Restored {
+    let Some(Decision::RollBack(reason)) = journal.progress.decision.clone() else {
+        return Restored::Unfinished(Error::new("a roll-back that nobody decided").hold());
+    };
+    let ended = run(machine, state, &mut journal, Phase::RollBack)
+        .and_then(|()| finish(machine, &journal, Outcome::RolledBack, Some(reason.clone())));
+    match ended {
+        Ok(()) => Restored::RolledBack(reason),
+        Err(error) => {
+            let error = error.after_commit();
+            let failed = journal.record_failure(machine.store.as_mut(), &error.chain());
+            let too_many = journal.progress.failures.len() >= 2 * MAX_FAILURES;
+            Restored::Unfinished(if failed.is_err() || too_many { error.hold() } else { error })
+        }
+    }
+}
+
+/// Confirms what is in its window: after this has committed there is no roll-back. Nothing in the
+/// window is `Nothing`.
+pub fn confirm(machine: &mut Machine, profile: &Profile) -> Result<Restored> {
+    let state = state_of(profile)?;
+    let found = find::look(machine.store.as_ref())?;
+    let [stem] = found.committed.as_slice() else { return Ok(Restored::Nothing) };
+    let mut journal: Journal<Committed> = Journal::load(machine.store.as_ref(), stem)?;
+    console::set_id(journal.id());
+    match &journal.progress.decision {
+        Some(Decision::Confirm) => {}
+        Some(Decision::RollBack(_)) => {
+            return Err(Error::new("the restore is being rolled back; reboot to let it finish"));
+        }
+        None => {
+            let of_apply = steps::of(&journal.committed, Phase::Apply).len();
+            let is_applied = (0..of_apply).all(|step| journal.progress.is_over(step));
+            if !is_applied || journal.progress.hand_overs == 0 {
+                return Err(Error::new("the restore is not applied yet; reboot to let it finish"));
+            }
+            let what = || "cannot look at the state directory".to_owned();
+            if machine.state.identity(Place::State).doing(what)?
+                != Some(journal.committed.new_state)
+            {
+                return Err(Error::new("the state in place is not the restored one"));
+            }
+            journal.record_decision(machine.store.as_mut(), Decision::Confirm)?;
+        }
+    }
+    Ok(confirm_committed(machine, state, journal))
+}
+
+fn confirm_committed(
+    machine: &mut Machine,
+    state: &State,
+    mut journal: Journal<Committed>,
+) -> Restored {
+    let ended = run(machine, state, &mut journal, Phase::Confirm)
+        .and_then(|()| finish(machine, &journal, Outcome::Done, None));
+    match ended {
+        Ok(()) => Restored::Confirmed,
+        // The restored state is in place and stays. What is missing only tidies up.
+        Err(error) => Restored::Later(error),
+    }
+}
+
+/// For each step in order: effect, then record.
+fn run(
+    machine: &mut Machine,
+    state: &State,
+    journal: &mut Journal<Committed>,
+    phase: Phase,
+) -> Result<()> {
+    let steps = steps::of(&journal.committed, phase);
+    for (index, step) in steps.iter().enumerate() {
+        let number = phase.first_number() + index;
+        if journal.progress.is_over(number) {
+            continue;
+        }
+        let place = format!("step {}/{} {}", index + 1, steps.len(), step.name());
+        log::info!("{place}");
+        let done = steps::perform(machine, state, &journal.committed, phase, step);
+        done.map_err(|error| error.at(&place))?;
+        journal.record_done(machine.store.as_mut(), number)?;
+    }
+    Ok(())
+}
+
+fn finish(
+    machine: &mut Machine,
+    journal: &Journal<Committed>,
+    outcome: Outcome,
+    reason: Option<String>,
+) -> Result<()> {
+    let steps = [Phase::Apply, Phase::Confirm, Phase::RollBack].into_iter().flat_map(|phase| {
+        steps::of(&journal.committed, phase)
+            .into_iter()
+            .enumerate()
+            .filter(move |(index, _)| journal.progress.is_over(phase.first_number() + index))
+            .map(|(_, step)| StepReport {
+                step: step.name(),
+                what: step.describe(),
+                passed_over: None,
+            })
+    });
+    let report = Report {
+        id: journal.id().to_owned(),
+        operation: Some(journal.committed.request.operation),
+        outcome,
+        reason,
+        staged: Some(journal.committed.request.staged.clone()),
+        finished_at: machine.host.now,
+        runs: u32::try_from(journal.progress.runs).unwrap_or(u32::MAX),
+        failures: journal.progress.failures.clone(),
+        steps: steps.collect(),
+        restage: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    journal::finish(machine.store.as_mut(), &report, &console::recorded())
+}
+
+/// Sets a request aside: its archive is destroyed, a report says why.
+pub fn set_aside(
+    machine: &mut Machine,
+    stem: &str,
+    request: Option<&RestoreRequest>,
+    reason: &str,
+) -> Result<String> {
+    log::error!("refused: {reason}");
+    over(machine, stem, request, Outcome::Refused, reason)?;
+    Ok(reason.to_owned())
+}
+
+/// Ends a request that was never committed.
+pub fn over(
+    machine: &mut Machine,
+    stem: &str,
+    request: Option<&RestoreRequest>,
+    outcome: Outcome,
+    reason: &str,
+) -> Result<()> {
+    let report = Report {
+        id: request.map_or_else(|| stem.to_lowercase(), |request| request.id.clone()),
+        operation: Some(crate::request::Operation::Restore),
+        outcome,
+        reason: Some(reason.to_owned()),
+        staged: request.map(|request| request.staged.clone()),
+        finished_at: machine.host.now,
+        runs: 0,
+        failures: Vec::new(),
+        steps: Vec::new(),
+        restage: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    journal::finish(machine.store.as_mut(), &report, &console::recorded())
+}

@@ -1,0 +1,129 @@
+//! The system that a backup would be restored to, read and not changed.
+//! Side: both.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use zeroize::Zeroizing;
+
+use super::Machine;
+use super::extract::{self, MAX_STATE_BYTES};
+use crate::error::{Doing, Result};
+use crate::format::luks::{Header, SlotKind};
+use crate::format::state::StateFile;
+use crate::plan::restore::{
+    Backup, FileFacts, RecordedSlot, RestoreFacts, VolumeFacts, VolumeHeader,
+};
+use crate::platform::state_fs::{Place, read_small};
+use crate::platform::volume::{Volume, opening_slot};
+use crate::profile::State;
+use crate::request::restore::SkipItem;
+
+/// A key file is a line of text or a block of bytes.
+const MAX_KEY_BYTES: u64 = 64 * 1024;
+
+/// Looks at everything that the plan needs.
+pub fn facts(
+    machine: &mut Machine,
+    profile: &State,
+    skip: &BTreeSet<SkipItem>,
+    backup: Option<&Backup>,
+) -> Result<RestoreFacts> {
+    let what = || format!("cannot look at the state directory /{}", profile.directory);
+    let mut files = BTreeMap::new();
+    for file in machine.state.files(Place::State).doing(what)? {
+        let sha256 =
+            extract::digest(machine.state.as_ref(), Place::State, &file.name).doing(what)?;
+        files
+            .insert(file.name, FileFacts { bytes: file.bytes, sha256: sha256.unwrap_or_default() });
+    }
+    let bytes = read_small(machine.state.as_ref(), Place::State, &profile.file, MAX_STATE_BYTES);
+    let state = match bytes.doing(what)? {
+        Some(bytes) => extract::parse_state(&bytes),
+        None => Err("it is not there".to_owned()),
+    };
+    let skips_keys = skip.contains(&SkipItem::EncryptionRecoveryKeys);
+    let volumes = if skips_keys { Vec::new() } else { volumes(machine, profile)? };
+    let open_passphrases = match (&state, skips_keys) {
+        (Ok(state), true) => {
+            let there = backup.and_then(|backup| backup.state.as_ref().ok());
+            let there = there.into_iter().flat_map(StateFile::recovery_keys);
+            let candidates: BTreeSet<&str> = state.recovery_keys().chain(there).collect();
+            open_passphrases(machine, &candidates)
+        }
+        _ => Vec::new(),
+    };
+    Ok(RestoreFacts {
+        host: machine.host.clone(),
+        files,
+        state,
+        free_bytes: machine.state.free_bytes().doing(what)?,
+        is_encrypted: if machine.is_offline {
+            None
+        } else {
+            Some(machine.state.is_encrypted().doing(what)?)
+        },
+        no_exchange: machine.state.try_exchange().err().map(|error| error.to_string()),
+        is_hibernated: machine.is_hibernated,
+        volumes,
+        open_passphrases,
+    })
+}
+
+fn volumes(machine: &Machine, profile: &State) -> Result<Vec<VolumeFacts>> {
+    let mut facts = Vec::new();
+    for (asked, volume) in profile.volumes.iter().zip(&machine.volumes) {
+        let volume = volume.as_ref();
+        let header = volume.header();
+        let own_key = match &header {
+            Err(error) => Err(error.to_string()),
+            Ok(header) => own_key(machine, volume, header, &asked.key)?,
+        };
+        facts.push(VolumeFacts {
+            name: asked.name.clone(),
+            header: header.map(|h| VolumeHeader::of(&h)).map_err(|error| error.to_string()),
+            own_key,
+        });
+    }
+    Ok(facts)
+}
+
+/// The slot that a key of the state directory opens; else why it opens none. Recovery keys are tried
+/// first: they open quickly.
+fn own_key(
+    machine: &Machine,
+    volume: &dyn Volume,
+    header: &Header,
+    name: &str,
+) -> Result<Result<RecordedSlot, String>> {
+    let what = || format!("cannot try the key `{name}`");
+    let key = read_small(machine.state.as_ref(), Place::State, name, MAX_KEY_BYTES).doing(what)?;
+    let Some(key) = key else { return Ok(Err("there is no such file".to_owned())) };
+    let (first, then): (Vec<_>, Vec<_>) = header
+        .slots
+        .iter()
+        .filter(|slot| slot.kind != SlotKind::Tpm2)
+        .partition(|slot| slot.kind == SlotKind::Recovery);
+    let found = opening_slot(volume, first.into_iter().chain(then), &key).doing(what)?;
+    Ok(match found {
+        Some(slot) => Ok(RecordedSlot { index: slot.index, digest: slot.digest.clone() }),
+        None => Err("no key slot opens with it".to_owned()),
+    })
+}
+
+/// The passphrases that open every volume. What cannot be tried does not open.
+fn open_passphrases(machine: &Machine, candidates: &BTreeSet<&str>) -> Vec<Zeroizing<String>> {
+    let opens = |volume: &dyn Volume, passphrase: &str| {
+        let header = volume.header()?;
+        let slots = header.slots.iter().filter(|slot| slot.kind == SlotKind::Password);
+        Ok(opening_slot(volume, slots, passphrase.as_bytes())?.is_some())
+    };
+    let opens_all = |passphrase: &&&str| {
+        machine.volumes.iter().all(|volume| {
+            opens(volume.as_ref(), passphrase).unwrap_or_else(|error: std::io::Error| {
+                log::warn!("volume {}: cannot try a passphrase: {error}", volume.name());
+                false
+            })
+        })
+    };
+    candidates.iter().filter(opens_all).map(|p| Zeroizing::new((*p).to_owned())).collect()
+}

@@ -1,0 +1,151 @@
+//! The machine of the restore commands: given by hand, or the running one.
+//! Side: both. Opens; changes nothing.
+
+use std::path::{Path, PathBuf};
+
+use crate::apply::restore::{Machine, state_of};
+use crate::cli::StatePlace;
+use crate::error::{Doing, Error, Result};
+use crate::plan::facts::HostFacts;
+use crate::platform::esp::EspDirectory;
+use crate::platform::locate::{self, Mounted};
+use crate::platform::state_fs::{StateDirectory, make_path};
+use crate::platform::volume::{LuksVolume, Volume};
+use crate::platform::{efivar, host};
+use crate::profile::{Profile, State};
+
+/// The ESP that flags lie on, and its mount when that is ours.
+pub struct FlagPlace {
+    /// restage's directory on it.
+    pub esp: EspDirectory,
+    mounted: Option<Mounted>,
+}
+
+impl FlagPlace {
+    /// Makes it writable, when there is something to write.
+    pub fn make_writable(&mut self, profile: &Profile) -> Result<()> {
+        let what = || "cannot write to the ESP".to_owned();
+        if let Some(mounted) = &self.mounted {
+            mounted.make_writable().doing(what)?;
+            self.esp = super::open_esp(&mounted.path, profile)?;
+        }
+        self.esp.lock().doing(what)
+    }
+}
+
+/// Directories and volumes that were given by hand.
+pub fn offline(root: &Path, luks: &[String], profile: &Profile) -> Result<Machine> {
+    let state = state_of(profile)?;
+    let mut given = Vec::new();
+    for one in luks {
+        let (name, path) = one
+            .split_once('=')
+            .ok_or_else(|| Error::new(format!("--luks {one}: not NAME=PATH")))?;
+        if !state.volumes.iter().any(|volume| volume.name == name) {
+            let known: Vec<_> = state.volumes.iter().map(|v| v.name.as_str()).collect();
+            return Err(Error::new(format!(
+                "--luks {one}: the profile's volumes are {}",
+                known.join(", ")
+            )));
+        }
+        given.push((name, Path::new(path)));
+    }
+    let volumes = state.volumes.iter().map(|volume| {
+        let path = given.iter().find(|(name, _)| *name == volume.name).map(|(_, path)| *path);
+        // Without a path it cannot be read, and only a restore that needs it says so.
+        let path = path.unwrap_or(Path::new("/nonexistent"));
+        Box::new(LuksVolume::new(&volume.name, path)) as Box<dyn Volume>
+    });
+    let host = HostFacts { now: host::now(), ..HostFacts::default() };
+    open(root, state, volumes.collect(), host, true)
+}
+
+fn open(
+    root: &Path,
+    state: &State,
+    volumes: Vec<Box<dyn Volume>>,
+    host: HostFacts,
+    is_offline: bool,
+) -> Result<Machine> {
+    let what = || format!("cannot open /{} below {}", state.directory, root.display());
+    let (parent, name) = state
+        .own_directory
+        .rsplit_once('/')
+        .ok_or_else(|| Error::new(what()).because("field `state.own_directory`"))?;
+    Ok(Machine {
+        state: Box::new(StateDirectory::open(root, state).doing(what)?),
+        store: Box::new(EspDirectory::open(&root.join(parent), name).doing(what)?),
+        volumes,
+        host,
+        is_hibernated: !is_offline && efivar::is_hibernated(),
+        is_offline,
+    })
+}
+
+/// The disk that was booted from, when it is known.
+fn boot_disk(profile: &Profile) -> Result<(PathBuf, PathBuf)> {
+    let what = || "cannot find the disk that this machine was booted from".to_owned();
+    let guid = super::esp_guid(profile).ok_or_else(|| {
+        Error::new(what()).because("the EFI variable LoaderDevicePartUUID is not set")
+    })?;
+    let located = locate::find(guid).doing(what)?;
+    match located.as_slice() {
+        [one] => {
+            let esp = one.partition.clone();
+            let esp =
+                esp.ok_or_else(|| Error::new(what()).because("its ESP has no device node"))?;
+            Ok((one.disk.clone(), esp))
+        }
+        [] => Err(Error::new(what()).because(format!("no disk has partition {guid}"))),
+        several => {
+            Err(Error::new(what())
+                .because(format!("{} disks have partition {guid}", several.len())))
+        }
+    }
+}
+
+/// The running machine, its state file system mounted at `root`.
+pub fn running(root: &Path, profile: &Profile) -> Result<(Machine, FlagPlace)> {
+    let state = state_of(profile)?;
+    let (disk, esp) = boot_disk(profile)?;
+    let mut volumes = Vec::new();
+    for volume in &state.volumes {
+        let what = || format!("cannot find the volume `{}`", volume.name);
+        let partition = &volume.partition;
+        let node = locate::partition_named(&disk, partition.type_guid, &partition.label);
+        let node = node.doing(what)?.unwrap_or_else(|| PathBuf::from("/nonexistent"));
+        volumes.push(Box::new(LuksVolume::new(&volume.name, &node)) as Box<dyn Volume>);
+    }
+    let mounted =
+        locate::mount(&esp).doing(|| format!("cannot mount the ESP {}", esp.display()))?;
+    let esp = super::open_esp(&mounted.path, profile)?;
+    let machine = open(root, state, volumes, host::facts(), false)?;
+    Ok((machine, FlagPlace { esp, mounted: Some(mounted) }))
+}
+
+/// Where the arguments say, else the running machine.
+pub fn at(place: &StatePlace, profile: &Profile) -> Result<(Machine, Option<FlagPlace>)> {
+    match &place.root {
+        Some(root) => {
+            let machine = offline(root, &place.luks, profile)?;
+            let flags = match &place.esp {
+                Some(esp) => Some(FlagPlace { esp: super::open_esp(esp, profile)?, mounted: None }),
+                None => None,
+            };
+            Ok((machine, flags))
+        }
+        None => running(Path::new("/"), profile).map(|(machine, flags)| (machine, Some(flags))),
+    }
+}
+
+/// Takes the lock on restage's own directory, until the machine is dropped.
+pub fn lock(machine: &mut Machine, root: &Path, profile: &Profile) -> Result<()> {
+    let what = || "cannot lock restage's directory".to_owned();
+    let state = state_of(profile)?;
+    let (parent, name) = state.own_directory.rsplit_once('/').unwrap_or(("", ""));
+    make_path(root, &root.join(parent)).doing(what)?;
+    let mut store = EspDirectory::open(&root.join(parent), name).doing(what)?;
+    store.lock().doing(what)?;
+    machine.store = Box::new(store);
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! A LUKS2 volume whose passphrases change: read here, changed by systemd-cryptenroll.
+//! Side: both. Touches the volume's header, through that program only.
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use zeroize::Zeroizing;
+
+use super::Disk;
+use super::disk::OpenDisk;
+use crate::format::luks::{Header, Slot};
+
+/// The most of an error message that is told.
+const MAX_SAID_BYTES: u64 = 2048;
+
+/// A volume of the profile.
+pub trait Volume {
+    /// What the profile calls it.
+    fn name(&self) -> &str;
+    /// Its header, as it is now on the medium.
+    fn header(&self) -> io::Result<Header>;
+    /// The key material of a slot.
+    fn material(&self, slot: &Slot) -> io::Result<Zeroizing<Vec<u8>>>;
+    /// Adds a passphrase, unlocked with the key in a file. A power cut leaves one slot more, or not.
+    fn enroll(&mut self, key_file: &Path, passphrase: &str) -> io::Result<()>;
+    /// Removes a slot. Never the last one.
+    fn remove_slot(&mut self, index: u32) -> io::Result<()>;
+}
+
+/// A block device, or a plain file that holds a volume.
+pub struct LuksVolume {
+    name: String,
+    path: PathBuf,
+}
+
+impl LuksVolume {
+    /// The volume at `path`; nothing is opened yet.
+    #[must_use]
+    pub fn new(name: &str, path: &Path) -> Self {
+        Self { name: name.to_owned(), path: path.to_owned() }
+    }
+
+    fn cryptenroll(&self, arguments: &[&str], passphrase: Option<&str>) -> io::Result<()> {
+        let mut command = Command::new("systemd-cryptenroll");
+        command.args(arguments).arg(&self.path);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        // The program takes it from there and erases it; arguments would be seen by all.
+        command.envs(passphrase.map(|passphrase| ("NEWPASSWORD", passphrase)));
+        let mut child = command.spawn().map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot run systemd-cryptenroll: {error}"))
+        })?;
+        let mut said = String::new();
+        if let Some(stderr) = child.stderr.take() {
+            let mut stderr = stderr.take(MAX_SAID_BYTES);
+            // What cannot be read is only missing from the message.
+            let _ = stderr.read_to_string(&mut said);
+            let _ = io::copy(&mut stderr.into_inner(), &mut io::sink());
+        }
+        let status = child.wait()?;
+        if status.success() {
+            return Ok(());
+        }
+        let said = said.trim().replace('\n', "; ");
+        Err(io::Error::other(format!("systemd-cryptenroll: {status}: {said}")))
+    }
+}
+
+impl Volume for LuksVolume {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn header(&self) -> io::Result<Header> {
+        let mut device = OpenDisk::open(&self.path)?;
+        device.forget_cache()?;
+        crate::apply::probe::luks_on_device(&device)
+            .map_err(io::Error::other)?
+            .ok_or_else(|| io::Error::other("no LUKS2 header"))
+    }
+
+    fn material(&self, slot: &Slot) -> io::Result<Zeroizing<Vec<u8>>> {
+        let (offset, size) = slot.area().map_err(io::Error::other)?;
+        let mut bytes = Zeroizing::new(vec![0; usize::try_from(size).map_err(io::Error::other)?]);
+        let mut device = OpenDisk::open(&self.path)?;
+        device.forget_cache()?;
+        device.read(offset, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn enroll(&mut self, key_file: &Path, passphrase: &str) -> io::Result<()> {
+        let key_file = key_file.to_str().ok_or_else(|| io::Error::other("a strange path"))?;
+        let unlock = format!("--unlock-key-file={key_file}");
+        self.cryptenroll(&[&unlock, "--password"], Some(passphrase))
+    }
+
+    fn remove_slot(&mut self, index: u32) -> io::Result<()> {
+        self.cryptenroll(&[&format!("--wipe-slot={index}")], None)
+    }
+}
+
+/// Whether one of these slots opens with the passphrase. A slot that cannot be tried counts as one
+/// that does not.
+pub fn opening_slot<'a>(
+    volume: &dyn Volume,
+    slots: impl IntoIterator<Item = &'a Slot>,
+    passphrase: &[u8],
+) -> io::Result<Option<&'a Slot>> {
+    for slot in slots {
+        let material = volume.material(slot)?;
+        match slot.opens(passphrase, &material) {
+            Ok(true) => return Ok(Some(slot)),
+            Ok(false) => {}
+            Err(why) => log::warn!("volume {}, key slot {}: {why}", volume.name(), slot.index),
+        }
+    }
+    Ok(None)
+}
