@@ -14,8 +14,10 @@
 //!
 //! | side | commands | may write |
 //! |---|---|---|
-//! | running OS | factory-reset, cancel, status | the staged request |
+//! | running OS | factory-reset, restore, cancel, status, inspect, backup | the staged request, a backup file |
+//! | running OS | confirm, superseded | what a restore has kept, as its journal says |
 //! | initrd | initrd reset | disk, TPM, journal, report |
+//! | initrd | initrd restore | the state, the volumes' recovery passphrases, journal, report |
 //! | anywhere | `--dry-run` | nothing |
 //!
 //! What always holds: before the commit (`apply::journal::Journal::commit`) nothing that a failure

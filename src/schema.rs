@@ -19,4 +19,6 @@ fn documented_schemas_are_those_of_the_types() {
     check::<crate::request::Request>("request");
     check::<crate::apply::journal::Committed>("journal");
     check::<crate::report::Report>("report");
+    check::<crate::request::restore::RestoreRequest>("restore-request");
+    check::<crate::apply::restore::Committed>("restore-journal");
 }

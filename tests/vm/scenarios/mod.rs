@@ -6,6 +6,7 @@ mod end;
 mod quiet;
 mod refusals;
 mod reset;
+mod restore;
 mod same_boot;
 mod tpm;
 
@@ -39,6 +40,8 @@ const fn long(
 
 /// Long ones first: two at a time they pack better.
 pub const ALL: &[Scenario] = &[
+    ordinary("restore-rolled-back", 20, restore::rolled_back),
+    ordinary("restore-confirmed", 25, restore::confirmed),
     ordinary("killed", 20, cuts::killed),
     ordinary("power-cuts", 40, cuts::power_cuts),
     ordinary("reset", 55, reset::default),

@@ -9,7 +9,6 @@ use crate::faults::{self, drop_in, unit};
 use crate::machine::Bus;
 use crate::wire::to_base64;
 use serde_json::{Value, json};
-use std::path::Path;
 use std::time::Duration;
 
 /// Four scenarios of as many are more than fifty.
@@ -73,9 +72,8 @@ fn one(bench: &mut Bench<'_>, look: Look) -> Outcome {
 
 /// The profile of the product, with one field changed, for the reset unit in the initrd.
 fn profile_that_continues() -> Outcome<Vec<String>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/profile/incusos.json");
-    let text = std::fs::read_to_string(&path).doing("reading the profile")?;
-    let mut profile: Value = serde_json::from_str(&text).doing("reading the profile")?;
+    let text = include_str!("../../../src/profile/incusos.json");
+    let mut profile: Value = serde_json::from_str(text).doing("reading the profile")?;
     *profile.get_mut("after_reset").doing("the profile's field after_reset")? = json!("continue");
     let profile = to_base64(profile.to_string().as_bytes());
     Ok(vec![
