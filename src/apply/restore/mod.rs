@@ -289,6 +289,10 @@ fn roll_back(machine: &mut Machine, state: &State, mut journal: Journal<Committe
 pub fn confirm(machine: &mut Machine, profile: &Profile) -> Result<Restored> {
     let state = state_of(profile)?;
     let found = find::look(machine.store.as_ref())?;
+    // Of a confirmation whose report was written, and nothing after it.
+    for stem in &found.leftovers {
+        journal::clear_away(machine.store.as_mut(), stem)?;
+    }
     let [stem] = found.committed.as_slice() else { return Ok(Restored::Nothing) };
     let mut journal: Journal<Committed> = Journal::load(machine.store.as_ref(), stem)?;
     console::set_id(journal.id());

@@ -1,0 +1,520 @@
+//! A restore, its confirmation and its roll-back, with the power cut before every single effect, and
+//! again in the resume: the end is the same as without a cut, at every cut one complete state is in
+//! place, and a recovery passphrase works.
+//!
+//! Directories and files in memory; the volumes are LUKS2 headers that cryptsetup made, with each set
+//! of key slots that a restore goes through.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    clippy::cast_possible_truncation,
+    reason = "a test: a panic is its verdict"
+)]
+
+mod support;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::rc::Rc;
+
+use restage::apply::restore::{Machine, Restored, at_boot, confirm};
+use restage::format::archive::{Entry, Writer};
+use restage::format::luks::{self, Header, Slot};
+use restage::plan::facts::HostFacts;
+use restage::platform::Store;
+use restage::platform::state_fs::{FileEntry, Place, StateFs};
+use restage::platform::volume::Volume;
+use restage::profile::Profile;
+use restage::request::{Staged, stage_restore};
+use support::state::{ROOT_KEY, SWAP_KEY, run, state_text};
+use zeroize::Zeroizing;
+
+const OLD: &str = "old-passphrase-0123";
+const NEW: &str = "new-passphrase-4567";
+const ID: &str = "0123456789abcdef0123456789abcdef";
+
+type Files = BTreeMap<String, Vec<u8>>;
+
+/// A directory keeps its number wherever it is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Directory {
+    number: u64,
+    files: Files,
+}
+
+/// Which key slots a volume has: its own key, and these.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Slots {
+    Old,
+    Both,
+    New,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+struct World {
+    state: Directory,
+    sibling: Option<Directory>,
+    superseded: Files,
+    store: Files,
+    volumes: [Slots; 2],
+    next_number: u64,
+    effects: usize,
+    cut_before: Option<usize>,
+}
+
+type Shared = Rc<RefCell<World>>;
+
+impl World {
+    fn effect<T>(&mut self, effect: impl FnOnce(&mut Self) -> T) -> io::Result<T> {
+        if self.cut_before.is_some_and(|cut| self.effects >= cut) {
+            return Err(io::Error::other("the power is gone"));
+        }
+        self.effects += 1;
+        Ok(effect(self))
+    }
+
+    fn reboot(&mut self) {
+        self.effects = 0;
+        self.cut_before = None;
+    }
+
+    fn files(&mut self, place: Place<'_>) -> Option<&mut Files> {
+        match place {
+            Place::State => Some(&mut self.state.files),
+            Place::Sibling => self.sibling.as_mut().map(|directory| &mut directory.files),
+            Place::Superseded(_) => Some(&mut self.superseded),
+        }
+    }
+}
+
+struct SimState(Shared);
+
+impl StateFs for SimState {
+    fn identity(&self, place: Place<'_>) -> io::Result<Option<u64>> {
+        let world = self.0.borrow();
+        Ok(match place {
+            Place::State => Some(world.state.number),
+            Place::Sibling => world.sibling.as_ref().map(|directory| directory.number),
+            Place::Superseded(_) => None,
+        })
+    }
+    fn files(&self, place: Place<'_>) -> io::Result<Vec<FileEntry>> {
+        let mut world = self.0.borrow_mut();
+        let files = world.files(place).map(|files| files.clone()).unwrap_or_default();
+        let entry = |(name, bytes): (String, Vec<u8>)| FileEntry {
+            name,
+            bytes: bytes.len() as u64,
+            modified: 0,
+        };
+        Ok(files.into_iter().map(entry).collect())
+    }
+    fn open(&self, place: Place<'_>, name: &str) -> io::Result<Option<Box<dyn Read>>> {
+        let mut world = self.0.borrow_mut();
+        let bytes = world.files(place).and_then(|files| files.get(name).cloned());
+        Ok(bytes.map(|bytes| Box::new(io::Cursor::new(bytes)) as Box<dyn Read>))
+    }
+    fn make(&mut self, place: Place<'_>) -> io::Result<()> {
+        assert_eq!(place, Place::Sibling);
+        self.0.borrow_mut().effect(|world| {
+            world.next_number += 1;
+            let number = world.next_number;
+            world.sibling = Some(Directory { number, files: Files::new() });
+        })
+    }
+    fn write(&mut self, place: Place<'_>, name: &str, content: &mut dyn Read) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        content.read_to_end(&mut bytes)?;
+        let mut world = self.0.borrow_mut();
+        if world.files(place).is_some_and(|files| files.contains_key(name)) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        world.effect(|world| {
+            world.files(place).unwrap().insert(name.to_owned(), bytes);
+        })
+    }
+    fn remove(&mut self, place: Place<'_>) -> io::Result<()> {
+        assert_eq!(place, Place::Sibling);
+        // File by file, as it really is.
+        loop {
+            let mut world = self.0.borrow_mut();
+            let Some(directory) = &world.sibling else { return Ok(()) };
+            match directory.files.keys().next().cloned() {
+                Some(name) => world.effect(|world| {
+                    world.sibling.as_mut().unwrap().files.remove(&name);
+                })?,
+                None => return world.effect(|world| world.sibling = None),
+            }
+        }
+    }
+    fn exchange(&mut self) -> io::Result<()> {
+        self.0.borrow_mut().effect(|world| {
+            let sibling = world.sibling.take().unwrap();
+            let state = std::mem::replace(&mut world.state, sibling);
+            world.sibling = Some(state);
+        })
+    }
+    fn try_exchange(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+    fn free_bytes(&self) -> io::Result<u64> {
+        Ok(1 << 30)
+    }
+    fn is_encrypted(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+    fn superseded(&self) -> io::Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+    fn path(&self, _place: Place<'_>, name: &str) -> PathBuf {
+        PathBuf::from(name)
+    }
+}
+
+struct SimStore(Shared);
+
+impl Store for SimStore {
+    fn names(&self) -> io::Result<Vec<String>> {
+        Ok(self.0.borrow().store.keys().cloned().collect())
+    }
+    fn read(&self, name: &str, _max: usize) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.0.borrow().store.get(name).cloned())
+    }
+    fn create(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        if self.0.borrow().store.contains_key(name) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        self.0
+            .borrow_mut()
+            .effect(|world| drop(world.store.insert(name.to_owned(), bytes.to_vec())))
+    }
+    fn open(&self, name: &str) -> io::Result<Option<Box<dyn Read>>> {
+        let bytes = self.read(name, usize::MAX)?;
+        Ok(bytes.map(|bytes| Box::new(io::Cursor::new(bytes)) as Box<dyn Read>))
+    }
+    fn create_from(&mut self, name: &str, content: &mut dyn Read) -> io::Result<u64> {
+        let mut bytes = Vec::new();
+        content.read_to_end(&mut bytes)?;
+        self.create(name, &bytes).map(|()| bytes.len() as u64)
+    }
+    fn mark(&mut self, name: &str) -> io::Result<()> {
+        self.0.borrow_mut().effect(|world| {
+            world.store.entry(name.to_owned()).or_default();
+        })
+    }
+    fn remove(&mut self, name: &str) -> io::Result<()> {
+        self.0.borrow_mut().effect(|world| drop(world.store.remove(name)))
+    }
+    fn shred(&mut self, name: &str) -> io::Result<()> {
+        self.remove(name)
+    }
+}
+
+/// The headers of one volume, by its key slots: 0 its own key, 1 the old passphrase, 2 the new one.
+struct Headers {
+    old: Vec<u8>,
+    both: Vec<u8>,
+    new: Vec<u8>,
+}
+
+impl Headers {
+    fn make(directory: &Path, own: &str) -> Self {
+        let volume = directory.join("volume");
+        fs::File::create(&volume).unwrap().set_len(20 << 20).unwrap();
+        let secret = |text: &str| {
+            let path = directory.join(text);
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let fast = ["--batch-mode", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"];
+        let cryptsetup = || Command::new("cryptsetup");
+        let format = ["luksFormat", "--type", "luks2"];
+        run(cryptsetup().args(format).args(fast).arg(&volume).arg(secret(own)));
+        let add = |passphrase: &str| {
+            run(cryptsetup()
+                .args(["luksAddKey", "--key-file"])
+                .arg(secret(own))
+                .args(fast)
+                .arg(&volume)
+                .arg(secret(passphrase)));
+            fs::read(&volume).unwrap()[..2 << 20].to_vec()
+        };
+        let old = add(OLD);
+        let both = add(NEW);
+        run(cryptsetup().args(["luksKillSlot", "--batch-mode"]).arg(&volume).arg("1"));
+        let new = fs::read(&volume).unwrap()[..2 << 20].to_vec();
+        Self { old, both, new }
+    }
+}
+
+struct SimVolume {
+    world: Shared,
+    headers: Rc<Headers>,
+    index: usize,
+}
+
+impl SimVolume {
+    fn bytes(&self) -> &[u8] {
+        match self.world.borrow().volumes[self.index] {
+            Slots::Old => &self.headers.old,
+            Slots::Both => &self.headers.both,
+            Slots::New => &self.headers.new,
+        }
+    }
+}
+
+impl Volume for SimVolume {
+    fn name(&self) -> &str {
+        ["root", "swap"][self.index]
+    }
+    fn header(&self) -> io::Result<Header> {
+        let bytes = self.bytes();
+        let size = luks::announced_bytes(bytes).unwrap() as usize;
+        Ok(luks::parse(&bytes[..size], 0).unwrap())
+    }
+    fn material(&self, slot: &Slot) -> io::Result<Zeroizing<Vec<u8>>> {
+        let (offset, size) = slot.area().unwrap();
+        Ok(Zeroizing::new(self.bytes()[offset as usize..][..size as usize].to_vec()))
+    }
+    fn enroll(&mut self, _key_file: &Path, passphrase: &str) -> io::Result<()> {
+        assert_eq!(passphrase, NEW);
+        let index = self.index;
+        self.world.borrow_mut().effect(|world| {
+            assert_eq!(world.volumes[index], Slots::Old, "a slot leaks");
+            world.volumes[index] = Slots::Both;
+        })
+    }
+    fn remove_slot(&mut self, slot: u32) -> io::Result<()> {
+        let index = self.index;
+        self.world.borrow_mut().effect(|world| {
+            world.volumes[index] = match (world.volumes[index], slot) {
+                (Slots::Both, 1) => Slots::New,
+                (Slots::Both, 2) => Slots::Old,
+                other => panic!("{other:?}: no such slot is to be removed"),
+            };
+        })
+    }
+}
+
+struct Lab {
+    profile: Profile,
+    headers: [Rc<Headers>; 2],
+}
+
+impl Lab {
+    fn new() -> Self {
+        let headers = [ROOT_KEY, SWAP_KEY]
+            .map(|own| Rc::new(Headers::make(tempfile::tempdir().unwrap().path(), own)));
+        Self { profile: Profile::incusos().unwrap(), headers }
+    }
+
+    fn machine(&self, world: &Shared) -> Machine {
+        let volume = |index: usize| {
+            let headers = self.headers[index].clone();
+            Box::new(SimVolume { world: world.clone(), headers, index }) as Box<dyn Volume>
+        };
+        Machine {
+            state: Box::new(SimState(world.clone())),
+            store: Box::new(SimStore(world.clone())),
+            volumes: vec![volume(0), volume(1)],
+            host: HostFacts { now: 1000, ..HostFacts::default() },
+            is_hibernated: false,
+            is_offline: true,
+        }
+    }
+
+    fn boot(&self, world: &Shared) -> restage::error::Result<Restored> {
+        at_boot(&mut self.machine(world), &self.profile)
+    }
+
+    fn confirm(&self, world: &Shared) -> restage::error::Result<Restored> {
+        confirm(&mut self.machine(world), &self.profile)
+    }
+
+    /// A system with a staged restore.
+    fn staged(&self) -> Shared {
+        let file = |name: &str, text: &str| (name.to_owned(), text.as_bytes().to_vec());
+        let state = Files::from([
+            file("state.txt", &state_text("here", OLD)),
+            file("recovery.root.key", ROOT_KEY),
+            file("recovery.swap.key", SWAP_KEY),
+            file("zpool.local.key", "local, of here"),
+            file("zpool.mine.key", "mine"),
+        ]);
+        let world = Rc::new(RefCell::new(World {
+            state: Directory { number: 1, files: state },
+            sibling: None,
+            superseded: Files::new(),
+            store: Files::new(),
+            volumes: [Slots::Old; 2],
+            next_number: 1,
+            effects: 0,
+            cut_before: None,
+        }));
+        let mut archive = Writer::new(Vec::new());
+        for (name, text) in [
+            ("state.txt", state_text("there", NEW).as_str()),
+            ("zpool.local.key", "local, of there"),
+            ("recovery.root.key", "of another machine"),
+        ] {
+            let entry = Entry { name: name.to_owned(), bytes: text.len() as u64, modified: 0 };
+            archive.append(&entry, &mut text.as_bytes()).unwrap();
+        }
+        let archive = archive.finish().unwrap();
+        let mut machine = self.machine(&world);
+        let state = self.profile.state.as_ref().unwrap();
+        let none = BTreeSet::new();
+        let taken =
+            stage_restore::take_in(&mut machine, state, ID, &mut archive.as_slice()).unwrap();
+        let checked =
+            stage_restore::check(&mut machine, &self.profile, &none, &mut archive.as_slice());
+        let checked = checked.unwrap().unwrap();
+        let by = Staged { command: "t".into(), user: "t".into(), restage: "0".into(), at: 1000 };
+        stage_restore::stage(&mut machine, None, &checked, taken, &none, by, ID).unwrap();
+        world.borrow_mut().effects = 0;
+        world
+    }
+}
+
+/// What must be so whenever the power goes: the state is one of the two, whole; some passphrase of it
+/// works; no key is gone.
+fn assert_sound(world: &Shared, old: &Files, new: &Files) {
+    let world = world.borrow();
+    let (state, mut keys) = (&world.state.files, world.superseded.clone());
+    keys.extend(world.sibling.iter().flat_map(|directory| directory.files.clone()));
+    keys.extend(state.clone());
+    let is_old = old.iter().all(|(name, bytes)| state.get(name) == Some(bytes));
+    let is_new = new.iter().all(|(name, bytes)| state.get(name) == Some(bytes));
+    assert!(is_old || is_new, "neither the old nor the new state: {:?}", state.keys());
+    // The passphrase that the state lists opens both volumes.
+    let text = String::from_utf8(state["state.txt"].clone()).unwrap();
+    let without = if text.contains(OLD) { Slots::New } else { Slots::Old };
+    assert!(world.volumes.iter().all(|slots| *slots != without), "{:?}", world.volumes);
+    let all: BTreeSet<&Vec<u8>> = world
+        .superseded
+        .values()
+        .chain(world.sibling.iter().flat_map(|directory| directory.files.values()))
+        .chain(state.values())
+        .collect();
+    for key in old.iter().filter(|(name, _)| name.contains("zpool")) {
+        assert!(all.contains(key.1), "`{}` is gone", key.0);
+    }
+}
+
+/// What matters at the end: the state but for its directory's number, kept keys, slots, what is left.
+fn end(world: &Shared) -> (Files, Option<Files>, Files, [Slots; 2], Vec<String>) {
+    let world = world.borrow();
+    let sibling = world.sibling.as_ref().map(|directory| directory.files.clone());
+    let left = world.store.keys().filter(|name| !name.contains(".R0")).cloned().collect();
+    (world.state.files.clone(), sibling, world.superseded.clone(), world.volumes, left)
+}
+
+/// Cuts `work` before each of its effects, once and then again in the resume, which `resume` does.
+fn cut_everywhere(
+    start: &Shared,
+    old: &Files,
+    new: &Files,
+    work: &dyn Fn(&Shared),
+    resume: &dyn Fn(&Shared),
+) {
+    let copy = |world: &World| Rc::new(RefCell::new(world.clone()));
+    let reference = copy(&start.borrow());
+    work(&reference);
+    let (wanted, effects) = (end(&reference), reference.borrow().effects);
+    assert!(effects > 8, "{effects}");
+    for first in 0..effects {
+        let world = copy(&start.borrow());
+        world.borrow_mut().cut_before = Some(first);
+        work(&world);
+        world.borrow_mut().reboot();
+        assert_sound(&world, old, new);
+        let after = world.borrow().clone();
+        resume(&world);
+        assert!(end(&world) == wanted, "cut before effect {first}: {:?}", end(&world).4);
+        let in_resume = world.borrow().effects;
+        for second in (first % 5..in_resume).step_by(5) {
+            let world = copy(&after);
+            world.borrow_mut().cut_before = Some(second);
+            resume(&world);
+            world.borrow_mut().reboot();
+            assert_sound(&world, old, new);
+            resume(&world);
+            assert_eq!(end(&world).4, wanted.4, "cuts before effects {first} and {second}");
+            assert!(end(&world) == wanted, "cuts before effects {first} and {second}");
+        }
+    }
+}
+
+#[test]
+fn a_cut_before_every_effect_of_restore_confirm_and_roll_back_ends_alike() {
+    let lab = Lab::new();
+    let staged = lab.staged();
+    let old = staged.borrow().state.files.clone();
+    let window = Rc::new(RefCell::new(staged.borrow().clone()));
+    assert!(matches!(lab.boot(&window).unwrap(), Restored::Window { boots: 1, of: 3 }));
+    let new = window.borrow().state.files.clone();
+    assert_eq!(new["zpool.local.key"], b"local, of there");
+    assert_eq!(new["zpool.mine.key"], b"mine");
+    assert_eq!(new["recovery.root.key"], ROOT_KEY.as_bytes());
+    assert_eq!(window.borrow().volumes, [Slots::Both; 2]);
+    window.borrow_mut().reboot();
+
+    // To the window. A boot more may be counted, when the cut came after the count.
+    let to_window = |world: &Shared| drop(lab.boot(world));
+    let counted_once = |world: &Shared| {
+        let counted = world.borrow().store.contains_key("01234567.W00");
+        if !counted {
+            drop(lab.boot(world));
+        }
+    };
+    cut_everywhere(&staged, &old, &new, &to_window, &counted_once);
+
+    let confirmed = |world: &Shared| drop(lab.confirm(world));
+    cut_everywhere(&window, &new, &new, &confirmed, &confirmed);
+    // A confirmation that was cut is finished by the next boot as well.
+    let decided_then_booted = |world: &Shared| {
+        let decided = world.borrow().store.contains_key("01234567.C00");
+        drop(if decided { lab.boot(world) } else { lab.confirm(world) });
+        drop(lab.confirm(world));
+    };
+    cut_everywhere(&window, &new, &new, &confirmed, &decided_then_booted);
+
+    for _ in 0..2 {
+        assert!(matches!(lab.boot(&window).unwrap(), Restored::Window { .. }));
+    }
+    let made = b"made in the window".to_vec();
+    window.borrow_mut().state.files.insert("zpool.window.key".to_owned(), made.clone());
+    window.borrow_mut().reboot();
+    let boots = |world: &Shared| drop(lab.boot(world));
+    cut_everywhere(&window, &old, &new, &boots, &boots);
+    assert!(matches!(lab.boot(&window).unwrap(), Restored::RolledBack(_)));
+    let world = window.borrow();
+    assert_eq!(world.state.files["zpool.window.key"], made);
+    assert_eq!((world.volumes, world.state.number), ([Slots::Old; 2], 1));
+    let kept: Vec<_> = world.superseded.values().cloned().collect();
+    assert!(
+        kept.contains(&b"local, of there".to_vec()),
+        "the restored key, which only its pool needs"
+    );
+}
+
+#[test]
+fn after_a_confirmation_nothing_rolls_back_and_a_second_run_has_no_effect() {
+    let lab = Lab::new();
+    let world = lab.staged();
+    lab.boot(&world).unwrap();
+    assert!(matches!(lab.confirm(&world).unwrap(), Restored::Confirmed));
+    assert_eq!(world.borrow().volumes, [Slots::New; 2]);
+    let before = world.borrow().clone();
+    for _ in 0..5 {
+        assert!(matches!(lab.boot(&world).unwrap(), Restored::Nothing));
+        assert!(matches!(lab.confirm(&world).unwrap(), Restored::Nothing));
+    }
+    assert!(*world.borrow() == before);
+}
