@@ -48,15 +48,12 @@ pub const ALL: &[Scenario] = &[
     ordinary("example", 50, reset::example),
     ordinary("tpm-locked", 30, tpm::locked),
     ordinary("tpm-none", 25, tpm::none),
+    ordinary("same-boot", 40, same_boot::once),
     ordinary("quiet", 20, quiet::quiet),
     ordinary("refused", 25, refusals::refused),
     ordinary("tpm-software", 20, tpm::software),
     long(KILLS, "kills-a", 200, cuts::kills_a),
     long(KILLS, "kills-b", 200, cuts::kills_b),
-    long("same-boot-1", "same-boot-1a", 150, same_boot::boots),
-    long("same-boot-1", "same-boot-1b", 150, same_boot::boots),
-    long("same-boot-2", "same-boot-2a", 150, same_boot::boots),
-    long("same-boot-2", "same-boot-2b", 150, same_boot::boots),
 ];
 
 /// The long runs.

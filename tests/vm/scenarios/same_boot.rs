@@ -1,67 +1,34 @@
 //! A profile that goes on in the same boot: the reset, repartitioning and the
-//! first boot, without a reboot in between, fifty times of fifty.
+//! first boot, without a reboot in between.
 
-use super::cuts::fresh_machine;
 use super::end;
 use crate::bench::{Bench, Boot};
-use crate::failure::{Doing, Failure, Outcome};
+use crate::failure::{Doing, Outcome};
 use crate::faults::{self, drop_in, unit};
 use crate::machine::Bus;
 use crate::wire::to_base64;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// Four scenarios of as many are more than fifty.
-const BOOTS: u32 = 13;
-
-/// As often as it says, on each bus.
-pub fn boots(bench: &mut Bench<'_>) -> Outcome {
-    let name = bench.name.clone();
-    for boot in 1..=BOOTS {
-        fresh_machine(bench, &name)?;
-        // The order in which devices appear is part of what must not matter.
-        bench.machine.bus = match boot % 3 {
-            0 => Bus::Virtio,
-            1 => Bus::Nvme,
-            _ => Bus::Scsi,
-        };
-        let look = if boot == 1 { Look::Before } else { Look::After };
-        let bus = bench.machine.bus;
-        one(bench, look)
-            .map_err(|cause| Failure::new(format!("boot {boot} of {BOOTS} ({bus:?}): {cause}")))?;
-    }
-    bench.note(format!("{BOOTS} resets of {BOOTS} went on in the same boot"));
-    Ok(())
-}
-
-/// When the disk is looked at: the machine stopped right after our unit, before
-/// anything is made anew; or only the new system at the end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Look {
-    Before,
-    After,
-}
-
-fn one(bench: &mut Bench<'_>, look: Look) -> Outcome {
+/// One boot, on another bus than the one that the request was staged on: stopped
+/// right after our unit, and the disk looked at, before anything is made anew.
+pub fn once(bench: &mut Bench<'_>) -> Outcome {
     let old = bench.base()?.facts.clone();
     let staged = bench.base()?.request("default")?;
     let kept = bench.base()?.seeds.clone();
     bench.put_request(&staged)?;
+    bench.machine.bus = Bus::Nvme;
     bench.machine.oem = profile_that_continues()?;
-    if look == Look::Before {
-        bench.machine.oem.extend(faults::probe().into_iter().chain(faults::gate()));
-    }
+    bench.machine.oem.extend(faults::probe().into_iter().chain(faults::gate()));
     bench.power_on()?;
     bench.line(&["restage: committed"], 90)?;
     bench.vm()?.qmp.forget_events()?;
-    if look == Look::Before {
-        bench.line(&["test-gate: closed"], 120)?;
-        let disk = bench.vm()?.freeze()?;
-        end::erased(bench, &disk, &kept)?;
-        bench.vm()?.thaw(disk)?;
-        let limit = bench.lab.patience(30);
-        bench.vm()?.probe.sh("touch /run/test-gate", limit)?;
-    }
+    bench.line(&["test-gate: closed"], 120)?;
+    let disk = bench.vm()?.freeze()?;
+    end::erased(bench, &disk, &kept)?;
+    bench.vm()?.thaw(disk)?;
+    let limit = bench.lab.patience(30);
+    bench.vm()?.probe.sh("touch /run/test-gate", limit)?;
     let new = bench.booted(Boot::First)?;
     end::new_system(bench, &old, &new)?;
     let reset = bench.vm()?.qmp.take_event("RESET", Duration::ZERO)?;
