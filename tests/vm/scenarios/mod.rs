@@ -48,7 +48,7 @@ pub const ALL: &[Scenario] = &[
     ordinary("example", 50, reset::example),
     ordinary("tpm-locked", 30, tpm::locked),
     ordinary("tpm-none", 25, tpm::none),
-    ordinary("same-boot", 40, same_boot::once),
+    ordinary("same-boot", 35, same_boot::once),
     ordinary("quiet", 20, quiet::quiet),
     ordinary("refused", 25, refusals::refused),
     ordinary("tpm-software", 20, tpm::software),
