@@ -20,7 +20,6 @@ use std::time::{Duration, Instant};
 pub enum Bus {
     Virtio,
     Nvme,
-    Scsi,
 }
 
 /// Where QEMU keeps the block device of the system disk on virtio, for I/O limits.
@@ -141,10 +140,6 @@ impl Machine {
         match self.bus {
             Bus::Virtio => add(&["-device", "virtio-blk-pci,drive=disk0,id=system,bootindex=0"]),
             Bus::Nvme => add(&["-device", "nvme,drive=disk0,id=system,serial=system,bootindex=0"]),
-            Bus::Scsi => {
-                add(&["-device", "virtio-scsi-pci,id=scsi"]);
-                add(&["-device", "scsi-hd,bus=scsi.0,drive=disk0,id=system,bootindex=0"]);
-            }
         }
         if !self.others_first {
             add(&others);
