@@ -309,7 +309,8 @@ fn is_mount_point(parent: impl AsFd, name: &str) -> io::Result<bool> {
 fn is_on_crypt(device: &str, depth: u32) -> io::Result<bool> {
     let sys = Path::new("/sys/dev/block").join(device);
     let uuid = std::fs::read_to_string(sys.join("dm/uuid")).unwrap_or_default();
-    if uuid.starts_with("CRYPT-") {
+    // libcryptsetup's other kinds, integrity and verity, hide nothing.
+    if ["CRYPT-LUKS1-", "CRYPT-LUKS2-", "CRYPT-PLAIN-"].iter().any(|kind| uuid.starts_with(kind)) {
         return Ok(true);
     }
     let Ok(slaves) = std::fs::read_dir(sys.join("slaves")) else { return Ok(false) };
