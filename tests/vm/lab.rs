@@ -29,7 +29,7 @@ pub struct Lab {
 impl Lab {
     /// Looks for everything and names the first thing that is missing.
     pub fn open() -> Outcome<Self> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
         let image = path_from("RESTAGE_VM_IMAGE", &root.join(".cache/image/restage-os.raw"));
         if !image.exists() {
             return Err(Failure::new(format!(

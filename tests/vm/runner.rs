@@ -174,7 +174,7 @@ fn words(panic: &(dyn Any + Send)) -> String {
 }
 
 fn shown(dir: &std::path::Path) -> String {
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
     dir.strip_prefix(root).unwrap_or(dir).display().to_string()
 }
 
