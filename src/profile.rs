@@ -74,6 +74,8 @@ pub struct State {
     /// The unit that is active when the restored state is a good one. Without it only a person can
     /// confirm a restore.
     pub health_check: Option<String>,
+    /// For so long, in seconds, it has to stay active without a restart before that is believed.
+    pub healthy_for_s: u64,
     /// So many boots may a restored state go unconfirmed; the next one rolls it back.
     pub unconfirmed_boots: u32,
     /// The most files in a backup.

@@ -1,6 +1,7 @@
 //! A restore, its confirmation and its roll-back, with the power cut before every single effect, and
-//! again in the resume: the end is the same as without a cut, at every cut one complete state is in
-//! place, and a recovery passphrase works.
+//! again in the resume, and with every effect failing once: the end is the same as without, at every
+//! cut one complete state is in place, and a recovery passphrase works. And what the OS may have done
+//! in between.
 //!
 //! Directories and files in memory; the volumes are LUKS2 headers that cryptsetup made, with each set
 //! of key slots that a restore goes through.
@@ -24,12 +25,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
 
+use restage::apply::restore::probe::Trial;
 use restage::apply::restore::{Machine, Restored, at_boot, confirm};
 use restage::format::archive::{Entry, Writer};
 use restage::format::luks::{self, Header, Slot};
 use restage::plan::facts::HostFacts;
 use restage::platform::Store;
-use restage::platform::state_fs::{FileEntry, Place, StateFs};
+use restage::platform::state_fs::{FileEntry, Listing, Place, StateFs};
 use restage::platform::volume::Volume;
 use restage::profile::Profile;
 use restage::request::{Staged, stage_restore};
@@ -47,6 +49,8 @@ type Files = BTreeMap<String, Vec<u8>>;
 struct Directory {
     number: u64,
     files: Files,
+    /// What is there and is no file.
+    odd: Vec<String>,
 }
 
 /// Which key slots a volume has: its own key, and these.
@@ -55,18 +59,27 @@ enum Slots {
     Old,
     Both,
     New,
+    /// Another volume has its place.
+    Other,
 }
 
 #[derive(Clone, PartialEq, Eq)]
 struct World {
     state: Directory,
+    new: Option<Directory>,
     sibling: Option<Directory>,
     superseded: Files,
     store: Files,
     volumes: [Slots; 2],
+    /// The slot whose key material is gone already: a removal begins with that.
+    wiped: [Option<u32>; 2],
     next_number: u64,
     effects: usize,
     cut_before: Option<usize>,
+    /// This effect fails once, without or with having happened.
+    fail_at: Option<(usize, bool)>,
+    /// No free space.
+    is_full: bool,
 }
 
 type Shared = Rc<RefCell<World>>;
@@ -77,19 +90,32 @@ impl World {
             return Err(io::Error::other("the power is gone"));
         }
         self.effects += 1;
-        Ok(effect(self))
+        match self.fail_at {
+            Some((at, happens)) if at + 1 == self.effects => {
+                if happens {
+                    effect(self);
+                }
+                Err(io::Error::other("it fails, once"))
+            }
+            _ => Ok(effect(self)),
+        }
     }
 
     fn reboot(&mut self) {
         self.effects = 0;
         self.cut_before = None;
+        self.fail_at = None;
     }
 
     fn files(&mut self, place: Place<'_>) -> Option<&mut Files> {
         match place {
             Place::State => Some(&mut self.state.files),
+            Place::New => self.new.as_mut().map(|directory| &mut directory.files),
             Place::Sibling => self.sibling.as_mut().map(|directory| &mut directory.files),
-            Place::Superseded(_) => Some(&mut self.superseded),
+            Place::Superseded(id) => {
+                assert_eq!(id, ID);
+                Some(&mut self.superseded)
+            }
         }
     }
 }
@@ -101,19 +127,28 @@ impl StateFs for SimState {
         let world = self.0.borrow();
         Ok(match place {
             Place::State => Some(world.state.number),
+            Place::New => world.new.as_ref().map(|directory| directory.number),
             Place::Sibling => world.sibling.as_ref().map(|directory| directory.number),
             Place::Superseded(_) => None,
         })
     }
-    fn files(&self, place: Place<'_>) -> io::Result<Vec<FileEntry>> {
+    fn list(&self, place: Place<'_>) -> io::Result<Listing> {
         let mut world = self.0.borrow_mut();
+        let odd = match place {
+            Place::State => world.state.odd.clone(),
+            Place::Sibling => world.sibling.iter().flat_map(|d| d.odd.clone()).collect(),
+            _ => Vec::new(),
+        };
         let files = world.files(place).map(|files| files.clone()).unwrap_or_default();
         let entry = |(name, bytes): (String, Vec<u8>)| FileEntry {
             name,
             bytes: bytes.len() as u64,
             modified: 0,
         };
-        Ok(files.into_iter().map(entry).collect())
+        Ok(Listing {
+            files: files.into_iter().map(entry).collect(),
+            odd: odd.into_iter().map(|name| (name, "not a regular file".to_owned())).collect(),
+        })
     }
     fn open(&self, place: Place<'_>, name: &str) -> io::Result<Option<Box<dyn Read>>> {
         let mut world = self.0.borrow_mut();
@@ -121,11 +156,11 @@ impl StateFs for SimState {
         Ok(bytes.map(|bytes| Box::new(io::Cursor::new(bytes)) as Box<dyn Read>))
     }
     fn make(&mut self, place: Place<'_>) -> io::Result<()> {
-        assert_eq!(place, Place::Sibling);
+        assert_eq!(place, Place::New);
         self.0.borrow_mut().effect(|world| {
             world.next_number += 1;
             let number = world.next_number;
-            world.sibling = Some(Directory { number, files: Files::new() });
+            world.new = Some(Directory { number, files: Files::new(), odd: Vec::new() });
         })
     }
     fn write(&mut self, place: Place<'_>, name: &str, content: &mut dyn Read) -> io::Result<()> {
@@ -140,18 +175,33 @@ impl StateFs for SimState {
         })
     }
     fn remove(&mut self, place: Place<'_>) -> io::Result<()> {
-        assert_eq!(place, Place::Sibling);
+        fn of<'a>(world: &'a mut World, place: Place<'_>) -> &'a mut Option<Directory> {
+            match place {
+                Place::New => &mut world.new,
+                Place::Sibling => &mut world.sibling,
+                _ => panic!("{place:?} is never removed"),
+            }
+        }
         // File by file, as it really is.
         loop {
             let mut world = self.0.borrow_mut();
-            let Some(directory) = &world.sibling else { return Ok(()) };
+            let Some(directory) = of(&mut world, place) else { return Ok(()) };
             match directory.files.keys().next().cloned() {
                 Some(name) => world.effect(|world| {
-                    world.sibling.as_mut().unwrap().files.remove(&name);
+                    of(world, place).as_mut().unwrap().files.remove(&name);
                 })?,
-                None => return world.effect(|world| world.sibling = None),
+                None => return world.effect(|world| *of(world, place) = None),
             }
         }
+    }
+    fn promote(&mut self) -> io::Result<()> {
+        self.0.borrow_mut().effect(|world| {
+            assert!(world.sibling.is_none());
+            world.sibling = world.new.take();
+        })
+    }
+    fn check_place(&self) -> io::Result<()> {
+        Ok(())
     }
     fn exchange(&mut self) -> io::Result<()> {
         self.0.borrow_mut().effect(|world| {
@@ -164,7 +214,7 @@ impl StateFs for SimState {
         Ok(())
     }
     fn free_bytes(&self) -> io::Result<u64> {
-        Ok(1 << 30)
+        Ok(if self.0.borrow().is_full { 0 } else { 1 << 30 })
     }
     fn is_encrypted(&self) -> io::Result<bool> {
         Ok(true)
@@ -221,6 +271,8 @@ struct Headers {
     old: Vec<u8>,
     both: Vec<u8>,
     new: Vec<u8>,
+    /// Of another volume.
+    other: Vec<u8>,
 }
 
 impl Headers {
@@ -249,7 +301,9 @@ impl Headers {
         let both = add(NEW);
         run(cryptsetup().args(["luksKillSlot", "--batch-mode"]).arg(&volume).arg("1"));
         let new = fs::read(&volume).unwrap()[..2 << 20].to_vec();
-        Self { old, both, new }
+        run(cryptsetup().args(format).args(fast).arg(&volume).arg(secret(own)));
+        let other = fs::read(&volume).unwrap()[..2 << 20].to_vec();
+        Self { old, both, new, other }
     }
 }
 
@@ -265,6 +319,7 @@ impl SimVolume {
             Slots::Old => &self.headers.old,
             Slots::Both => &self.headers.both,
             Slots::New => &self.headers.new,
+            Slots::Other => &self.headers.other,
         }
     }
 }
@@ -273,13 +328,16 @@ impl Volume for SimVolume {
     fn name(&self) -> &str {
         ["root", "swap"][self.index]
     }
-    fn header(&self) -> io::Result<Header> {
+    fn header(&self) -> io::Result<Option<Header>> {
         let bytes = self.bytes();
         let size = luks::announced_bytes(bytes).unwrap() as usize;
-        Ok(luks::parse(&bytes[..size], 0).unwrap())
+        Ok(Some(luks::parse(&bytes[..size], 0).unwrap()))
     }
     fn material(&self, slot: &Slot) -> io::Result<Zeroizing<Vec<u8>>> {
         let (offset, size) = slot.area().unwrap();
+        if self.world.borrow().wiped[self.index] == Some(slot.index) {
+            return Ok(Zeroizing::new(vec![0; size as usize]));
+        }
         Ok(Zeroizing::new(self.bytes()[offset as usize..][..size as usize].to_vec()))
     }
     fn enroll(&mut self, _key_file: &Path, passphrase: &str) -> io::Result<()> {
@@ -292,7 +350,9 @@ impl Volume for SimVolume {
     }
     fn remove_slot(&mut self, slot: u32) -> io::Result<()> {
         let index = self.index;
+        self.world.borrow_mut().effect(|world| world.wiped[index] = Some(slot))?;
         self.world.borrow_mut().effect(|world| {
+            world.wiped[index] = None;
             world.volumes[index] = match (world.volumes[index], slot) {
                 (Slots::Both, 1) => Slots::New,
                 (Slots::Both, 2) => Slots::Old,
@@ -326,6 +386,7 @@ impl Lab {
             host: HostFacts { now: 1000, ..HostFacts::default() },
             is_hibernated: false,
             is_offline: true,
+            crashes: 0,
         }
     }
 
@@ -348,14 +409,18 @@ impl Lab {
             file("zpool.mine.key", "mine"),
         ]);
         let world = Rc::new(RefCell::new(World {
-            state: Directory { number: 1, files: state },
+            state: Directory { number: 1, files: state, odd: Vec::new() },
+            new: None,
             sibling: None,
             superseded: Files::new(),
             store: Files::new(),
             volumes: [Slots::Old; 2],
+            wiped: [None; 2],
             next_number: 1,
             effects: 0,
             cut_before: None,
+            fail_at: None,
+            is_full: false,
         }));
         let mut archive = Writer::new(Vec::new());
         for (name, text) in [
@@ -372,8 +437,8 @@ impl Lab {
         let none = BTreeSet::new();
         let taken =
             stage_restore::take_in(&mut machine, state, ID, &mut archive.as_slice()).unwrap();
-        let checked =
-            stage_restore::check(&mut machine, &self.profile, &none, &mut archive.as_slice());
+        let source = &mut archive.as_slice();
+        let checked = stage_restore::check(&mut machine, &self.profile, &none, source, Trial::Make);
         let checked = checked.unwrap().unwrap();
         let by = Staged { command: "t".into(), user: "t".into(), restage: "0".into(), at: 1000 };
         stage_restore::stage(&mut machine, None, &checked, taken, &none, by, ID).unwrap();
@@ -394,8 +459,9 @@ fn assert_sound(world: &Shared, old: &Files, new: &Files) {
     assert!(is_old || is_new, "neither the old nor the new state: {:?}", state.keys());
     // The passphrase that the state lists opens both volumes.
     let text = String::from_utf8(state["state.txt"].clone()).unwrap();
-    let without = if text.contains(OLD) { Slots::New } else { Slots::Old };
+    let (without, needs) = if text.contains(OLD) { (Slots::New, 1) } else { (Slots::Old, 2) };
     assert!(world.volumes.iter().all(|slots| *slots != without), "{:?}", world.volumes);
+    assert!(world.wiped.iter().all(|slot| *slot != Some(needs)), "{:?}", world.wiped);
     let all: BTreeSet<&Vec<u8>> = world
         .superseded
         .values()
@@ -428,6 +494,18 @@ fn cut_everywhere(
     work(&reference);
     let (wanted, effects) = (end(&reference), reference.borrow().effects);
     assert!(effects > 8, "{effects}");
+    for happens in [false, true] {
+        for at in 0..effects {
+            let world = copy(&start.borrow());
+            world.borrow_mut().fail_at = Some((at, happens));
+            work(&world);
+            world.borrow_mut().reboot();
+            assert_sound(&world, old, new);
+            // A failure may have been passed over, or have led to another boot.
+            resume(&world);
+            assert_sound(&world, old, new);
+        }
+    }
     for first in 0..effects {
         let world = copy(&start.borrow());
         world.borrow_mut().cut_before = Some(first);
@@ -517,4 +595,166 @@ fn after_a_confirmation_nothing_rolls_back_and_a_second_run_has_no_effect() {
         assert!(matches!(lab.confirm(&world).unwrap(), Restored::Nothing));
     }
     assert!(*world.borrow() == before);
+}
+
+/// What an OS does to its state.
+type Change = fn(&mut World);
+
+/// A system in the window, after its first boot.
+fn in_window(lab: &Lab) -> Shared {
+    let world = lab.staged();
+    assert!(matches!(lab.boot(&world).unwrap(), Restored::Window { boots: 1, of: 3 }));
+    world
+}
+
+/// Boots until the restore is over; the last answer.
+fn until_over(lab: &Lab, world: &Shared) -> Restored {
+    for _ in 0..12 {
+        let restored = lab.boot(world).unwrap();
+        if world.borrow().store.contains_key("01234567.RPT") {
+            return restored;
+        }
+        world.borrow_mut().reboot();
+    }
+    panic!("it never ends: {:?}", world.borrow().store.keys());
+}
+
+#[test]
+fn whatever_the_os_does_in_the_window_the_old_state_comes_back() {
+    let lab = Lab::new();
+    let changes: [(&str, Change); 6] = [
+        ("the state file is damaged", |world| {
+            world.state.files.insert("state.txt".to_owned(), b"hello".to_vec());
+        }),
+        ("the state file is gone", |world| drop(world.state.files.remove("state.txt"))),
+        ("another passphrase", |world| {
+            let text = state_text("there", "made-in-the-window-01");
+            world.state.files.insert("state.txt".to_owned(), text.into_bytes());
+        }),
+        ("a directory", |world| world.state.odd.push("subdirectory".to_owned())),
+        ("a volume was made anew", |world| world.volumes[1] = Slots::Other),
+        ("the machine's key is gone", |world| {
+            drop(world.state.files.remove("recovery.root.key"));
+        }),
+    ];
+    for (what, change) in changes {
+        let world = in_window(&lab);
+        let old = world.borrow().sibling.clone().unwrap();
+        change(&mut world.borrow_mut());
+        let ended = until_over(&lab, &world);
+        assert!(matches!(ended, Restored::RolledBack(_)), "{what}: {ended:?}");
+        let world = world.borrow();
+        assert_eq!((&world.state, &world.sibling), (&old, &None), "{what}");
+        assert_eq!(world.volumes[0], Slots::Old, "{what}");
+        assert!(matches!(world.volumes[1], Slots::Old | Slots::Other), "{what}");
+    }
+}
+
+#[test]
+fn what_looks_like_a_key_and_is_no_file_is_never_destroyed() {
+    let lab = Lab::new();
+    let world = in_window(&lab);
+    world.borrow_mut().state.odd.push("zpool.odd.key".to_owned());
+    for _ in 0..2 {
+        assert!(matches!(lab.boot(&world).unwrap(), Restored::Window { .. }));
+    }
+    // The boot goes on, with the old state; the other one stays as long as that lies there.
+    for _ in 0..8 {
+        let Restored::Later(error) = lab.boot(&world).unwrap() else { panic!() };
+        assert!(error.chain().contains("zpool.odd.key"), "{}", error.chain());
+        assert_eq!(world.borrow().state.number, 1);
+        assert!(world.borrow().sibling.is_some());
+    }
+    world.borrow_mut().sibling.as_mut().unwrap().odd.clear();
+    assert!(matches!(lab.boot(&world).unwrap(), Restored::RolledBack(_)));
+}
+
+#[test]
+fn no_old_passphrase_goes_before_one_that_the_state_lists_is_known_to_work() {
+    let lab = Lab::new();
+    let world = in_window(&lab);
+    let text = state_text("there", "made-in-the-window-01");
+    world.borrow_mut().state.files.insert("state.txt".to_owned(), text.into_bytes());
+    assert!(matches!(lab.confirm(&world).unwrap(), Restored::Confirmed));
+    let world = world.borrow();
+    assert_eq!(world.volumes, [Slots::Both; 2]);
+    let report = String::from_utf8_lossy(&world.store["01234567.RPT"]);
+    assert!(report.contains("no passphrase of `state.txt` opens another key slot of `root`"));
+}
+
+#[test]
+fn a_volume_that_is_another_one_does_not_keep_a_confirmation_open() {
+    let lab = Lab::new();
+    let world = in_window(&lab);
+    world.borrow_mut().volumes[1] = Slots::Other;
+    assert!(matches!(lab.confirm(&world).unwrap(), Restored::Confirmed));
+    assert_eq!(world.borrow().volumes, [Slots::New, Slots::Other]);
+}
+
+#[test]
+fn a_crash_at_each_start_does_not_repeat_for_ever() {
+    let lab = Lab::new();
+    let boot_after = |world: &Shared, crashes: usize| {
+        let mut machine = lab.machine(world);
+        machine.crashes = crashes;
+        at_boot(&mut machine, &lab.profile).unwrap()
+    };
+    // Before the commit: refused.
+    let world = lab.staged();
+    let Restored::Refused(why) = boot_after(&world, 3) else { panic!() };
+    assert!(why[0].contains("ended 3 times"), "{why:?}");
+    assert_eq!(world.borrow().state.number, 1);
+    // After it: rolled back.
+    let world = in_window(&lab);
+    assert!(matches!(boot_after(&world, 2), Restored::Window { .. }));
+    assert!(matches!(boot_after(&world, 3), Restored::RolledBack(_)));
+    assert_eq!((world.borrow().state.number, world.borrow().volumes), (1, [Slots::Old; 2]));
+    // While it is rolled back: held, in the end.
+    let world = in_window(&lab);
+    world.borrow_mut().store.insert("01234567.B00".to_owned(), Vec::new());
+    assert!(matches!(boot_after(&world, 6), Restored::Unfinished(_)));
+}
+
+#[test]
+fn without_space_nothing_is_committed() {
+    let lab = Lab::new();
+    let world = lab.staged();
+    world.borrow_mut().is_full = true;
+    let Restored::Refused(why) = lab.boot(&world).unwrap() else { panic!() };
+    assert!(why[0].contains("0 bytes are free"), "{why:?}");
+    let world = world.borrow();
+    assert_eq!((world.state.number, &world.new, &world.sibling), (1, &None, &None));
+}
+
+#[test]
+fn the_other_state_without_a_journal_is_left_alone() {
+    let lab = Lab::new();
+    let world = in_window(&lab);
+    let request = lab.staged().borrow().store.clone();
+    world.borrow_mut().store = request;
+    let before = world.borrow().sibling.clone();
+    let Restored::Refused(why) = lab.boot(&world).unwrap() else { panic!() };
+    assert!(why[0].contains("no journal says why"), "{why:?}");
+    assert_eq!(world.borrow().sibling, before);
+}
+
+#[test]
+fn a_journal_that_this_profile_could_not_have_made_holds() {
+    let lab = Lab::new();
+    for (field, value) in [("IncusOS", "OtherOS"), ("\"name\":\"swap\"", "\"name\":\"sweep\"")] {
+        let world = in_window(&lab);
+        let journal = world.borrow().store["01234567.JNL"].clone();
+        let text = String::from_utf8(journal).unwrap();
+        let (head, body) = text.trim_end().split_once("\"body\":").unwrap();
+        let body = body.strip_suffix('}').unwrap().replace(field, value);
+        let digest = restage::format::sha256_hex(body.as_bytes());
+        let start = head.find("\"sha256\":\"").unwrap() + 10;
+        let head = format!("{}{digest}{}", &head[..start], &head[start + 64..]);
+        let text = format!("{head}\"body\":{body}}}\n");
+        world.borrow_mut().store.insert("01234567.JNL".to_owned(), text.into_bytes());
+        let before = world.borrow().clone();
+        let Restored::Unfinished(error) = lab.boot(&world).unwrap() else { panic!() };
+        assert!(error.chain().contains("nothing was touched"), "{}", error.chain());
+        assert!(*world.borrow() == before);
+    }
 }

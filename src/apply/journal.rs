@@ -11,7 +11,8 @@
 //! | `JNL` | the plan; **its appearance is the commit** |
 //! | `A00` `S00` `P00` | step 0 was attempted; is done; was passed over, and why |
 //! | `R00` | a boot worked on it |
-//! | `F00` | a failure, and why |
+//! | `F00` | a failure, and why; 30 numbers for each phase of an operation |
+//! | `K00` | the key slots that a restore has added to volume 0 |
 //! | `RPT` | the report; **its appearance is the end** |
 //! | `LOG` `BAD` | the log; the request that was set aside |
 
@@ -20,8 +21,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, Result};
-use crate::format::envelope::{self, JOURNAL, MAX_BYTES, NOTE, REPORT};
+use crate::format::envelope::{self, ADDED_SLOTS, JOURNAL, MAX_BYTES, NOTE, REPORT};
 use crate::plan::Plan;
+use crate::plan::restore::RecordedSlot;
 use crate::platform::Store;
 use crate::report::Report;
 use crate::request::{Request, file_name, stem};
@@ -36,6 +38,10 @@ const MAX_LOG_BYTES: usize = 64 * 1024;
 pub const MAX_ASIDE_BYTES: usize = 48 * 1024;
 /// More would not fit two digits.
 const MAX_COUNT: usize = 99;
+/// Numbers of failures, and of steps, that each phase of an operation has for itself.
+pub const NUMBERS_OF_A_PHASE: usize = 30;
+/// A machine that is switched on for years beside a broken disk has many failures to tell.
+const MAX_TOLD_FAILURES: usize = 8;
 
 /// What is written at the commit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,10 +89,11 @@ pub struct Progress {
     pub passed_over: BTreeMap<usize, String>,
     /// Steps that were begun and cannot be begun for the first time again.
     pub attempted: BTreeSet<usize>,
-    /// Failures, oldest first.
-    pub failures: Vec<String>,
-    /// The number of the next one: a file may have been lost.
-    next_failure: usize,
+    /// Failures, by their number.
+    pub failures: BTreeMap<usize, String>,
+    /// The key slots that a restore has added, by the number of the volume; none of a volume whose
+    /// record cannot be read.
+    pub added_slots: BTreeMap<usize, Option<Vec<RecordedSlot>>>,
     /// Boots that worked on it.
     pub runs: usize,
     /// Boots that were handed over to a restored state.
@@ -109,6 +116,19 @@ impl Progress {
     #[must_use]
     pub fn is_over(&self, index: usize) -> bool {
         self.done.contains(&index) || self.passed_over.contains_key(&index)
+    }
+
+    /// How often the phase with these numbers has failed.
+    #[must_use]
+    pub fn failures_from(&self, first: usize) -> usize {
+        self.failures.range(first..first + NUMBERS_OF_A_PHASE).count()
+    }
+
+    /// The newest failures, oldest first.
+    #[must_use]
+    pub fn newest_failures(&self) -> Vec<String> {
+        let skipped = self.failures.len().saturating_sub(MAX_TOLD_FAILURES);
+        self.failures.values().skip(skipped).cloned().collect()
     }
 }
 
@@ -207,14 +227,37 @@ impl<C: Commit> Journal<C> {
         Ok(())
     }
 
-    /// A step failed.
-    pub fn record_failure(&mut self, store: &mut dyn Store, reason: &str) -> Result<()> {
-        let number = self.progress.next_failure;
-        self.progress.next_failure += 1;
-        if number <= MAX_COUNT {
+    /// A step failed, in the phase whose numbers begin with `first`. The last number of a phase is
+    /// given once: who has failed so often is not counted any further.
+    pub fn record_failure(
+        &mut self,
+        store: &mut dyn Store,
+        first: usize,
+        reason: &str,
+    ) -> Result<()> {
+        let numbers = first..first + NUMBERS_OF_A_PHASE;
+        let last = self.progress.failures.range(numbers.clone()).next_back().map(|(last, _)| *last);
+        let number = last.map_or(first, |last| last + 1);
+        if numbers.contains(&number) {
             self.note(store, 'F', number, reason)?;
+            self.progress.failures.insert(number, reason.to_owned());
         }
-        self.progress.failures.push(reason.to_owned());
+        Ok(())
+    }
+
+    /// Which key slots were added to a volume, before anybody else can change what they are known by.
+    pub fn record_added_slots(
+        &mut self,
+        store: &mut dyn Store,
+        volume: usize,
+        slots: &[RecordedSlot],
+    ) -> Result<()> {
+        if !self.progress.added_slots.contains_key(&volume) {
+            let bytes = envelope::encode(&slots, ADDED_SLOTS).doing(cannot_record)?;
+            let name = self.file('K', volume);
+            self.with_room(store, |store| store.create(&name, &bytes))?;
+            self.progress.added_slots.insert(volume, Some(slots.to_vec()));
+        }
         Ok(())
     }
 
@@ -267,7 +310,6 @@ fn cannot_record() -> String {
 
 fn load_progress(store: &dyn Store, stem: &str) -> Result<Progress> {
     let mut progress = Progress::default();
-    let mut failures = BTreeMap::new();
     for name in store.names().doing(|| "cannot list restage's directory".to_owned())? {
         let Some(extension) = name.strip_prefix(stem).and_then(|rest| rest.strip_prefix('.'))
         else {
@@ -286,12 +328,15 @@ fn load_progress(store: &dyn Store, stem: &str) -> Result<Progress> {
             }
             // The file's existence counts even when its text is lost.
             "P" => drop(progress.passed_over.insert(number, read_note(store, &name))),
-            "F" => drop(failures.insert(number, read_note(store, &name))),
+            "F" => drop(progress.failures.insert(number, read_note(store, &name))),
+            "K" => {
+                let bytes = store.read(&name, MAX_BYTES).ok().flatten();
+                let slots = bytes.and_then(|bytes| envelope::parse(&bytes, ADDED_SLOTS).ok());
+                progress.added_slots.insert(number, slots);
+            }
             _ => {}
         }
     }
-    progress.next_failure = failures.last_key_value().map_or(0, |(last, _)| last + 1);
-    progress.failures = failures.into_values().collect();
     Ok(progress)
 }
 

@@ -242,7 +242,7 @@ fn end(machine: &mut Machine, journal: &Journal, ending: Ending) -> Result<Appli
 
 /// Records the failure and decides between another boot and holding.
 fn fail(machine: &mut Machine, journal: &mut Journal, error: Error) -> Error {
-    match journal.record_failure(machine.esp.as_mut(), &error.chain()) {
+    match journal.record_failure(machine.esp.as_mut(), 0, &error.chain()) {
         // What cannot be counted cannot be limited.
         Err(unrecorded) => {
             log::error!("{}", unrecorded.chain());
@@ -271,16 +271,10 @@ fn report(journal: &Journal, outcome: Outcome, reason: Option<String>, now: u64)
         staged: Some(committed.request.staged.clone()),
         finished_at: now,
         runs: u32::try_from(journal.progress.runs).unwrap_or(u32::MAX),
-        failures: newest(&journal.progress.failures),
+        failures: journal.progress.newest_failures(),
         steps: steps.collect(),
         restage: env!("CARGO_PKG_VERSION").to_owned(),
     }
-}
-
-/// A machine that is switched on for years beside a broken disk has many failures to tell.
-fn newest(failures: &[String]) -> Vec<String> {
-    const MAX: usize = 8;
-    failures.iter().skip(failures.len().saturating_sub(MAX)).cloned().collect()
 }
 
 /// Sets a request aside: a copy for inspection, the report that ends it, and then it goes.

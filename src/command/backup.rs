@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::os::{print, refuse};
 use super::{Exit, print_json, state};
+use crate::apply::restore::probe::Trial;
 use crate::apply::restore::{Machine, extract, state_of};
 use crate::cli;
 use crate::error::{Doing, Error, Refused, Result};
@@ -18,7 +19,7 @@ use crate::format::hex;
 use crate::format::state::StateFile;
 use crate::plan::restore::Backup;
 use crate::platform::console::{self, Sink};
-use crate::platform::state_fs::{NewFile, Place};
+use crate::platform::state_fs::{NewFile, Place, only_files};
 use crate::profile::{Profile, State};
 use crate::request::restore::SkipItem;
 use crate::request::stage_restore;
@@ -126,7 +127,7 @@ impl<W: Write> Write for Counting<W> {
 /// Writes every file of the state directory. A state that could not be restored is no backup.
 fn write(machine: &Machine, profile: &State, sink: &mut dyn Write) -> Result<Written> {
     let what = || format!("cannot back up /{}", profile.directory);
-    let files = machine.state.files(Place::State).doing(what)?;
+    let files = only_files(machine.state.as_ref(), Place::State).doing(what)?;
     if !files.iter().any(|file| file.name == profile.file) {
         return Err(Error::new(what()).because(format!("there is no `{}`", profile.file)));
     }
@@ -185,8 +186,8 @@ pub fn inspect(arguments: &cli::Inspect) -> Result<Exit> {
             return Err(Error::new(what).because(error));
         }
     };
-    let (mut machine, _flags) = state::at(&arguments.place, &profile)?;
-    let checked = stage_restore::check_backup(&mut machine, &profile, &skip, &backup)?;
+    let mut machine = state::at(&arguments.place, &profile)?;
+    let checked = stage_restore::check_backup(&mut machine, &profile, &skip, &backup, Trial::Look)?;
     let verdict = checked.map(|(planned, _)| planned.plan);
     if arguments.json {
         print_json(&json!({

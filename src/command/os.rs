@@ -51,10 +51,13 @@ pub fn factory_reset(arguments: &FactoryReset) -> Result<Exit> {
         }
         return Ok(Exit::Done);
     }
-    if let Some(restores) = restores(&arguments.place, &profile)?
-        && let Err(refused) = stage_restore::room(restores.store.as_ref())?
-    {
-        return refuse(&refused, arguments.json);
+    let mut restores = restores(&arguments.place, &profile)?;
+    if let Some(restores) = &restores {
+        let found = find::look(restores.store.as_ref())?;
+        let may_replace = arguments.replace && found.committed.is_empty();
+        if !may_replace && let Err(refused) = stage_restore::room(restores.store.as_ref())? {
+            return refuse(&refused, arguments.json);
+        }
     }
     let present = if arguments.replace { Present::Replace } else { Present::Keep };
     if let Err(refused) = stage::room(machine.esp.as_ref(), present)? {
@@ -71,6 +74,12 @@ pub fn factory_reset(arguments: &FactoryReset) -> Result<Exit> {
     // Looked at again under the lock: another one may have been faster.
     if let Err(refused) = stage::room(machine.esp.as_ref(), present)? {
         return refuse(&refused, arguments.json);
+    }
+    if let Some(restores) = restores.as_mut().filter(|_| arguments.replace) {
+        let root = arguments.place.root.as_deref().unwrap_or(Path::new("/"));
+        super::state::lock(restores, root, &profile)?;
+        stage_restore::cancel(restores)?;
+        stage_restore::tidy_flags(restores.store.as_ref(), machine.esp.as_mut())?;
     }
     let id = stage::new_id(machine.esp.as_ref())?;
     let staged = Staged {
@@ -225,6 +234,11 @@ fn of_restores(status: &RestoreStatus) -> Vec<String> {
         lines.extend(open.reason.iter().map(|reason| format!("  {reason}")));
         lines.extend(open.failures.iter().map(|failure| format!("  failed: {failure}")));
     }
+    for id in &status.abandoned {
+        lines.push(format!(
+            "an archive of {id}, which was never staged; `restage cancel` destroys it"
+        ));
+    }
     for keys in &status.superseded {
         lines.push(format!("keys replaced by restore {}: {}", keys.id, keys.files.join(", ")));
     }
@@ -244,7 +258,7 @@ pub fn cancel(arguments: &Cancel) -> Result<Exit> {
             );
             return refuse(&Refused::because(reason), arguments.json);
         }
-        if !found.staged.is_empty() {
+        if !found.staged.is_empty() || !found.leftovers.is_empty() {
             let root = arguments.place.root.as_deref().unwrap_or(Path::new("/"));
             super::state::lock(&mut restores, root, &profile)?;
             ids = stage_restore::cancel(&mut restores)?;

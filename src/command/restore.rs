@@ -3,7 +3,7 @@
 //! removes what the restore has kept, as its journal says.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -11,6 +11,7 @@ use super::backup::open_backup;
 use super::os::{confirm as ask, print, reboot, refuse};
 use super::state::{self, FlagPlace};
 use super::{Exit, print_json};
+use crate::apply::restore::probe::Trial;
 use crate::apply::restore::{self as operation, Machine, Restored, state_of};
 use crate::cli;
 use crate::error::{Doing, Error, Refused, Result};
@@ -31,13 +32,14 @@ pub fn restore(arguments: &cli::Restore) -> Result<Exit> {
         Ok(skip) => skip,
         Err(refused) => return refuse(&refused, arguments.json),
     };
-    let (mut machine, mut flags) = state::at(&arguments.place, &profile)?;
+    let mut machine = state::at(&arguments.place, &profile)?;
     if let Err(refused) = stage_restore::check_place(&machine, state)? {
         return refuse(&refused, arguments.json);
     }
     if arguments.dry_run {
         let mut source = open_backup(&arguments.file)?;
-        let checked = stage_restore::check(&mut machine, &profile, &skip, &mut source)?;
+        let checked =
+            stage_restore::check(&mut machine, &profile, &skip, &mut source, Trial::Look)?;
         let plan = match checked {
             Ok(checked) => checked.planned.plan,
             Err(refused) => return refuse(&refused, arguments.json),
@@ -49,6 +51,7 @@ pub fn restore(arguments: &cli::Restore) -> Result<Exit> {
         }
         return Ok(Exit::Done);
     }
+    let mut flags = state::flags(&arguments.place, &profile)?;
     if let Err(refused) = room(&machine, flags.as_ref(), arguments.replace)? {
         return refuse(&refused, arguments.json);
     }
@@ -90,7 +93,7 @@ fn stage_taken(
     let what = || "cannot read the staged backup".to_owned();
     let taken = machine.store.open(&format!("{}.ARC", stem(id))).doing(what)?;
     let mut taken = taken.ok_or_else(|| Error::new(what()))?;
-    let checked = match stage_restore::check(machine, profile, skip, &mut taken)? {
+    let checked = match stage_restore::check(machine, profile, skip, &mut taken, Trial::Make)? {
         Ok(checked) => checked,
         Err(refused) => return refuse(&refused, arguments.json),
     };
@@ -116,6 +119,7 @@ fn stage_taken(
         restage: env!("CARGO_PKG_VERSION").to_owned(),
         at: host::now(),
     };
+    let has_flag = flags.is_some();
     let store = flags.as_mut().map(|flags| &mut flags.esp as &mut dyn Store);
     stage_restore::stage(machine, store, &checked, archive, skip, staged, id)?;
     if arguments.json {
@@ -127,6 +131,12 @@ fn stage_taken(
         print(&format!(
             "staged restore {id}; the next boot applies it (`restage cancel` withdraws it)\n"
         ))?;
+        if !has_flag {
+            print(
+                "no --esp was given: without a flag there a boot does not look for it, and only\n\
+                 `restage initrd restore --root` applies it\n",
+            )?;
+        }
     }
     Ok(Exit::Done)
 }
@@ -153,23 +163,24 @@ fn room(
 pub fn confirm(arguments: &cli::Confirm) -> Result<Exit> {
     console::start(if arguments.when_healthy { Sink::Boot } else { Sink::Terminal });
     let profile = Profile::load(arguments.place.profile.as_deref())?;
-    let (mut machine, mut flags) = state::at(&arguments.place, &profile)?;
+    let mut machine = state::at(&arguments.place, &profile)?;
     let is_open = !find::look(machine.store.as_ref())?.committed.is_empty();
     if arguments.when_healthy && is_open {
-        let Some(unit) = state_of(&profile)?.health_check.clone() else {
+        let state = state_of(&profile)?;
+        let Some(unit) = state.health_check.clone() else {
             return refuse(
                 &Refused::because("the profile names no health check: only a person can confirm"),
                 arguments.json,
             );
         };
-        wait_until_healthy(&unit)?;
+        wait_until_healthy(&unit, Duration::from_secs(state.healthy_for_s))?;
     }
     let root = arguments.place.root.as_deref().unwrap_or(Path::new("/"));
     state::lock(&mut machine, root, &profile)?;
     let confirmed = operation::confirm(&mut machine, &profile)?;
-    if let Some(flags) = &mut flags {
-        flags.make_writable(&profile)?;
-        stage_restore::tidy_flags(machine.store.as_ref(), &mut flags.esp)?;
+    // A flag that stays means nothing, and costs the next boot a look.
+    if let Err(error) = tidy_flags(&machine, &arguments.place, &profile) {
+        log::warn!("{}", error.chain());
     }
     let (says, exit) = match confirmed {
         Restored::Confirmed => ("confirmed: the restored state stays", Exit::Done),
@@ -188,26 +199,42 @@ pub fn confirm(arguments: &cli::Confirm) -> Result<Exit> {
     Ok(exit)
 }
 
-/// Waits until the boot is complete and the health check is active. There is no time-out: a system
-/// that never gets there is rolled back by the boots that are counted.
-fn wait_until_healthy(unit: &str) -> Result<()> {
-    let state_of = |unit: &str| -> Result<String> {
-        let what = || format!("cannot ask systemd about {unit}");
-        let mut command = std::process::Command::new("systemctl");
-        let output = command.args(["is-active", unit]).output().doing(what)?;
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    };
+fn tidy_flags(machine: &Machine, place: &cli::StatePlace, profile: &Profile) -> Result<()> {
+    let Some(mut flags) = state::flags(place, profile)? else { return Ok(()) };
+    flags.make_writable(profile)?;
+    stage_restore::tidy_flags(machine.store.as_ref(), &mut flags.esp)
+}
+
+/// Waits until the boot is complete and the health check has been active for a while, in one and the
+/// same invocation. There is no time-out, and a failure of the unit is not the end, for systemd may
+/// start it again: a system that never gets there is rolled back by the boots that are counted.
+fn wait_until_healthy(unit: &str, healthy_for: Duration) -> Result<()> {
+    let mut since: Option<(Instant, String)> = None;
     loop {
-        let (complete, health) = (state_of("boot-complete.target")?, state_of(unit)?);
-        if complete == "active" && health == "active" {
-            return Ok(());
-        }
-        if health == "failed" {
-            return Err(Error::new("the restored state is not confirmed")
-                .because(format!("{unit} has failed")));
-        }
+        let health = invocation(unit)?;
+        let is_complete = invocation("boot-complete.target")?.is_some();
+        since = match (health.filter(|_| is_complete), since.take()) {
+            (Some(now), Some((begin, invocation))) if now == invocation => {
+                if begin.elapsed() >= healthy_for {
+                    return Ok(());
+                }
+                Some((begin, invocation))
+            }
+            (Some(now), _) => Some((Instant::now(), now)),
+            (None, _) => None,
+        };
         std::thread::sleep(Duration::from_secs(1));
     }
+}
+
+/// What distinguishes this run of an active unit from all others; none when it is not active.
+fn invocation(unit: &str) -> Result<Option<String>> {
+    let what = || format!("cannot ask systemd about {unit}");
+    let mut command = std::process::Command::new("systemctl");
+    command.args(["show", "--property=ActiveState,InvocationID,NRestarts", unit]);
+    let output = command.output().doing(what)?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    Ok(said.lines().any(|line| line == "ActiveState=active").then(|| said.trim().to_owned()))
 }
 
 /// `restage superseded`.
@@ -232,7 +259,8 @@ pub fn superseded(arguments: &cli::Superseded) -> Result<Exit> {
         let reason = format!("no keys of a restore {id} are kept");
         return refuse(&Refused::because(reason), arguments.json);
     };
-    if status.open.iter().any(|open| open.id == *id) {
+    // Of a journal that cannot be read only the stem is known.
+    if status.open.iter().any(|open| stem(&open.id) == stem(id)) {
         let reason = "the restore is not confirmed yet: its keys are needed for a roll-back";
         return refuse(&Refused::because(reason), arguments.json);
     }

@@ -13,6 +13,7 @@ use crate::platform::state_fs::{StateDirectory, make_path};
 use crate::platform::volume::{LuksVolume, Volume};
 use crate::platform::{efivar, host};
 use crate::profile::{Profile, State};
+use crate::request::find::{self, Found};
 
 /// The ESP that flags lie on, and its mount when that is ours.
 pub struct FlagPlace {
@@ -79,11 +80,12 @@ fn open(
         host,
         is_hibernated: !is_offline && efivar::is_hibernated(),
         is_offline,
+        crashes: 0,
     })
 }
 
-/// The disk that was booted from, when it is known.
-fn boot_disk(profile: &Profile) -> Result<(PathBuf, PathBuf)> {
+/// The ESP of the disk that was booted from, when that is known.
+fn boot_esp(profile: &Profile) -> Result<PathBuf> {
     let what = || "cannot find the disk that this machine was booted from".to_owned();
     let guid = super::esp_guid(profile).ok_or_else(|| {
         Error::new(what()).because("the EFI variable LoaderDevicePartUUID is not set")
@@ -92,9 +94,7 @@ fn boot_disk(profile: &Profile) -> Result<(PathBuf, PathBuf)> {
     match located.as_slice() {
         [one] => {
             let esp = one.partition.clone();
-            let esp =
-                esp.ok_or_else(|| Error::new(what()).because("its ESP has no device node"))?;
-            Ok((one.disk.clone(), esp))
+            esp.ok_or_else(|| Error::new(what()).because("its ESP has no device node"))
         }
         [] => Err(Error::new(what()).because(format!("no disk has partition {guid}"))),
         several => {
@@ -104,10 +104,12 @@ fn boot_disk(profile: &Profile) -> Result<(PathBuf, PathBuf)> {
     }
 }
 
-/// The running machine, its state file system mounted at `root`.
-pub fn running(root: &Path, profile: &Profile) -> Result<(Machine, FlagPlace)> {
+/// The running machine, its state file system mounted at `root`. The volumes are those of the disk
+/// that the state lies on: whatever other disks there are, that is the one in use.
+pub fn running(root: &Path, profile: &Profile) -> Result<Machine> {
     let state = state_of(profile)?;
-    let (disk, esp) = boot_disk(profile)?;
+    let disk = locate::disk_below(Path::new(&state.device))
+        .doing(|| format!("cannot find the disk that {} lies on", state.device))?;
     let mut volumes = Vec::new();
     for volume in &state.volumes {
         let what = || format!("cannot find the volume `{}`", volume.name);
@@ -116,25 +118,47 @@ pub fn running(root: &Path, profile: &Profile) -> Result<(Machine, FlagPlace)> {
         let node = node.doing(what)?.unwrap_or_else(|| PathBuf::from("/nonexistent"));
         volumes.push(Box::new(LuksVolume::new(&volume.name, &node)) as Box<dyn Volume>);
     }
+    open(root, state, volumes, host::facts(), false)
+}
+
+/// The ESP that the machine was booted from.
+fn flag_place(profile: &Profile) -> Result<FlagPlace> {
+    let esp = boot_esp(profile)?;
     let mounted =
         locate::mount(&esp).doing(|| format!("cannot mount the ESP {}", esp.display()))?;
     let esp = super::open_esp(&mounted.path, profile)?;
-    let machine = open(root, state, volumes, host::facts(), false)?;
-    Ok((machine, FlagPlace { esp, mounted: Some(mounted) }))
+    Ok(FlagPlace { esp, mounted: Some(mounted) })
 }
 
 /// Where the arguments say, else the running machine.
-pub fn at(place: &StatePlace, profile: &Profile) -> Result<(Machine, Option<FlagPlace>)> {
+pub fn at(place: &StatePlace, profile: &Profile) -> Result<Machine> {
     match &place.root {
-        Some(root) => {
-            let machine = offline(root, &place.luks, profile)?;
-            let flags = match &place.esp {
-                Some(esp) => Some(FlagPlace { esp: super::open_esp(esp, profile)?, mounted: None }),
-                None => None,
-            };
-            Ok((machine, flags))
+        Some(root) => offline(root, &place.luks, profile),
+        None => running(Path::new("/"), profile),
+    }
+}
+
+/// Where the flags are: as the arguments say, else on the ESP of this boot. None when a root was given
+/// by hand, and no ESP.
+pub fn flags(place: &StatePlace, profile: &Profile) -> Result<Option<FlagPlace>> {
+    match (&place.esp, &place.root) {
+        (Some(esp), _) => {
+            Ok(Some(FlagPlace { esp: super::open_esp(esp, profile)?, mounted: None }))
         }
-        None => running(Path::new("/"), profile).map(|(machine, flags)| (machine, Some(flags))),
+        (None, Some(_)) => Ok(None),
+        (None, None) => flag_place(profile).map(Some),
+    }
+}
+
+/// What lies in restage's own directory below `root`; nothing when it is not made yet.
+pub fn look(root: &Path, profile: &Profile) -> Result<Found> {
+    let state = state_of(profile)?;
+    let what = || format!("cannot look at {}", root.join(&state.own_directory).display());
+    let (parent, name) = state.own_directory.rsplit_once('/').unwrap_or(("", ""));
+    match EspDirectory::open(&root.join(parent), name) {
+        Ok(store) => find::look(&store),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Found::default()),
+        Err(error) => Err(error).doing(what),
     }
 }
 

@@ -32,6 +32,8 @@ pub const RESTORE_REQUEST: Kind = Kind { name: "restage-restore-request", versio
 pub const RESTORE_JOURNAL: Kind = Kind { name: "restage-restore-journal", version: 1 };
 /// The result of an operation.
 pub const REPORT: Kind = Kind { name: "restage-report", version: 1 };
+/// The key slots that a restore has added to a volume.
+pub const ADDED_SLOTS: Kind = Kind { name: "restage-added-slots", version: 1 };
 /// Why a step was passed over or failed.
 pub const NOTE: Kind = Kind { name: "restage-note", version: 1 };
 

@@ -53,6 +53,8 @@ pub struct RestoreFacts {
     pub is_encrypted: Option<bool>,
     /// Why two directories cannot be exchanged where the state directory lies.
     pub no_exchange: Option<String>,
+    /// Whether the old or new state of another restore lies beside the state.
+    pub other_state: bool,
     /// Whether a hibernated system waits to be resumed.
     pub is_hibernated: bool,
     /// The volumes of the profile, in its order; none when their passphrases stay.
@@ -314,6 +316,13 @@ fn check_system(profile: &State, facts: &RestoreFacts) -> Result<(), Refused> {
     if let Some(why) = &facts.no_exchange {
         return refuse(format!("/{} cannot be exchanged with another: {why}", profile.directory));
     }
+    if facts.other_state {
+        return refuse(format!(
+            "the other state of a restore lies beside /{}, and no journal says why: its name ends with \
+             `.restage`; look what is in it, and remove it",
+            profile.directory
+        ));
+    }
     if facts.is_hibernated {
         return refuse("a hibernated system waits to be resumed".to_owned());
     }
@@ -355,6 +364,29 @@ fn volumes(
         return Err(Refused::because("the volumes of the profile were not all looked at"));
     }
     Ok(plans)
+}
+
+/// Whether a journaled plan is one that could have been made for this profile.
+pub fn check_resumed(plan: &RestorePlan, profile: &State) -> Result<(), String> {
+    let mut seen = BTreeSet::new();
+    for volume in &plan.volumes {
+        if !profile.volumes.iter().any(|known| known.name == volume.name)
+            || !seen.insert(&volume.name)
+        {
+            return Err(format!("field `plan.volumes`: `{}` is not expected", volume.name));
+        }
+        if !volume.old.iter().all(|slot| volume.before.contains(slot)) {
+            return Err(format!("field `plan.volumes`: the slots of `{}`", volume.name));
+        }
+    }
+    if let Some(name) = plan.superseded.iter().find(|name| !profile.is_precious(name)) {
+        return Err(format!("field `plan.superseded`: `{name}` is no key"));
+    }
+    // Progress files have two digits.
+    if !(1..=99).contains(&plan.unconfirmed_boots) {
+        return Err("field `plan.unconfirmed_boots`: too few or too many".to_owned());
+    }
+    Ok(())
 }
 
 /// Whether the request is for this machine and not too old.

@@ -1,6 +1,8 @@
 //! What the boot does next: wait, go on, reboot, hold.
 //! Side: initrd.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -37,8 +39,7 @@ const NO_SHELL: &str = "/run/restage/committed";
 
 /// A committed reset is, or may be, under way.
 pub fn forbid_shell() {
-    let made =
-        std::fs::create_dir_all("/run/restage").and_then(|()| std::fs::File::create(NO_SHELL));
+    let made = std::fs::create_dir_all("/run/restage").and_then(|()| File::create(NO_SHELL));
     if let Err(error) = made {
         log::warn!("cannot make {NO_SHELL}: {error}");
     }
@@ -56,11 +57,27 @@ const RESTORE_FLAG: &str = "/run/restage/restore";
 
 /// There is a flag on the ESP: a restore is staged, or waits to be confirmed.
 pub fn want_restore() {
-    let made =
-        std::fs::create_dir_all("/run/restage").and_then(|()| std::fs::File::create(RESTORE_FLAG));
+    let made = std::fs::create_dir_all("/run/restage").and_then(|()| File::create(RESTORE_FLAG));
     if let Err(error) = made {
         log::error!("cannot make {RESTORE_FLAG}: {error}");
     }
+}
+
+/// One byte for each start of the restore in this boot.
+const RESTORE_STARTS: &str = "/run/restage/restore-starts";
+
+/// Counts this start of the restore. Returns how many there were before in this boot: each of them
+/// was ended by a crash or a kill, or systemd would not have started another one.
+#[must_use]
+pub fn count_restore_start() -> usize {
+    let before = std::fs::metadata(RESTORE_STARTS).map_or(0, |found| found.len());
+    let counted = std::fs::create_dir_all("/run/restage")
+        .and_then(|()| File::options().create(true).append(true).open(RESTORE_STARTS))
+        .and_then(|mut file| file.write_all(b"."));
+    if let Err(error) = counted {
+        log::warn!("cannot count this start in {RESTORE_STARTS}: {error}");
+    }
+    usize::try_from(before).unwrap_or(usize::MAX)
 }
 
 /// Waits until udev has had nothing to do for a second: what was changed reaches it by way of the

@@ -1,9 +1,11 @@
 //! Small durable operations beneath a directory handle. Links are never followed.
 //! Side: both. Every function says what is durable when it returns.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags};
@@ -13,7 +15,7 @@ const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const PRIVATE_FILE: Mode = Mode::RUSR.union(Mode::WUSR);
 /// Trees deeper than this are not ours to remove.
-const MAX_DEPTH: usize = 8;
+const MAX_DEPTH: usize = 64;
 
 /// Opens a directory by path.
 pub fn open(path: &Path) -> io::Result<OwnedFd> {
@@ -21,8 +23,8 @@ pub fn open(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Opens a directory in a directory; none when it is not there.
-pub fn open_at(parent: impl AsFd, name: &str) -> io::Result<Option<OwnedFd>> {
-    match rustix::fs::openat(parent, name, DIRECTORY, Mode::empty()) {
+pub fn open_at(parent: impl AsFd, name: impl AsRef<OsStr>) -> io::Result<Option<OwnedFd>> {
+    match rustix::fs::openat(parent, name.as_ref(), DIRECTORY, Mode::empty()) {
         Ok(directory) => Ok(Some(directory)),
         Err(Errno::NOENT) => Ok(None),
         Err(error) => Err(error.into()),
@@ -39,6 +41,19 @@ pub fn make(parent: impl AsFd, name: &str) -> io::Result<OwnedFd> {
     rustix::fs::fsync(&directory)?;
     rustix::fs::fsync(&parent)?;
     Ok(directory)
+}
+
+/// The names in a directory, whatever bytes they are made of, sorted.
+pub fn raw_names(directory: impl AsFd) -> io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let name = OsString::from_vec(entry?.file_name().to_bytes().to_vec());
+        if name != "." && name != ".." {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 /// The names in a directory, sorted, and whether each is a directory.
@@ -130,8 +145,8 @@ pub fn mark(directory: impl AsFd, name: &str) -> io::Result<()> {
 }
 
 /// Removes a file, durable when this returns. Safe to repeat.
-pub fn remove(directory: impl AsFd, name: &str) -> io::Result<()> {
-    match rustix::fs::unlinkat(&directory, name, AtFlags::empty()) {
+pub fn remove(directory: impl AsFd, name: impl AsRef<OsStr>) -> io::Result<()> {
+    match rustix::fs::unlinkat(&directory, name.as_ref(), AtFlags::empty()) {
         Ok(()) => Ok(rustix::fs::fsync(&directory)?),
         Err(Errno::NOENT) => Ok(()),
         Err(error) => Err(error.into()),
@@ -139,7 +154,8 @@ pub fn remove(directory: impl AsFd, name: &str) -> io::Result<()> {
 }
 
 /// Overwrites a file in place, syncs, and removes it, durable when this returns. Safe to repeat.
-pub fn shred(directory: impl AsFd, name: &str) -> io::Result<()> {
+pub fn shred(directory: impl AsFd, name: impl AsRef<OsStr>) -> io::Result<()> {
+    let name = name.as_ref();
     let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     match rustix::fs::openat(&directory, name, flags, Mode::empty()) {
         Ok(file) => {
@@ -159,10 +175,10 @@ pub fn shred(directory: impl AsFd, name: &str) -> io::Result<()> {
 /// Removes a file or a directory with all that is in it, file contents overwritten first, durable
 /// when this returns. Safe to repeat.
 pub fn remove_tree(parent: impl AsFd, name: &str) -> io::Result<()> {
-    remove_tree_at(&parent, name, MAX_DEPTH)
+    remove_tree_at(&parent, name.as_ref(), MAX_DEPTH)
 }
 
-fn remove_tree_at(parent: &impl AsFd, name: &str, depth: usize) -> io::Result<()> {
+fn remove_tree_at(parent: &impl AsFd, name: &OsStr, depth: usize) -> io::Result<()> {
     let directory = match open_at(parent, name) {
         Ok(Some(directory)) => directory,
         Ok(None) => return Ok(()),
@@ -172,9 +188,9 @@ fn remove_tree_at(parent: &impl AsFd, name: &str, depth: usize) -> io::Result<()
         Err(error) => return Err(error),
     };
     if depth == 0 {
-        return Err(io::Error::other(format!("`{name}` lies too deep")));
+        return Err(io::Error::other(format!("`{}` lies too deep", name.to_string_lossy())));
     }
-    for (inner, _) in list(&directory)? {
+    for inner in raw_names(&directory)? {
         remove_tree_at(&directory, &inner, depth - 1)?;
     }
     match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {

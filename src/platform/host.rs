@@ -35,6 +35,15 @@ pub fn facts() -> HostFacts {
     }
 }
 
+/// Memory that can be had without swapping, in KiB (proc(5), `MemAvailable`).
+#[must_use]
+pub fn available_memory_kib() -> Option<u64> {
+    let bytes = read_bounded(Path::new("/proc/meminfo"), MAX_BYTES).ok()?;
+    let text = String::from_utf8(bytes).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse().ok()
+}
+
 /// Seconds since 1970.
 #[must_use]
 pub fn now() -> u64 {

@@ -132,6 +132,31 @@ pub fn partition_named(disk: &Path, type_guid: Uuid, label: &str) -> io::Result<
     partition_of(&Path::new(BLOCK).join(name), name, entry.number)
 }
 
+/// The whole disk that a partition, or a volume on one, lies on.
+pub fn disk_below(device: &Path) -> io::Result<PathBuf> {
+    let device = fs::metadata(device)?.rdev();
+    let number = format!("{}:{}", libc::major(device), libc::minor(device));
+    let mut sys = fs::canonicalize(Path::new("/sys/dev/block").join(number))?;
+    loop {
+        let name = sys.file_name().map(|name| name.to_string_lossy().into_owned());
+        let name = name.ok_or_else(|| io::Error::other("a strange device"))?;
+        if sys.join("partition").exists() {
+            sys = sys.parent().ok_or_else(|| io::Error::other("a strange device"))?.to_owned();
+        } else if name.starts_with("dm-") && !may_be_a_disk(&sys, &name) {
+            let mut below = Vec::new();
+            for one in fs::read_dir(sys.join("slaves"))? {
+                below.push(one?.path());
+            }
+            let [one] = below.as_slice() else {
+                return Err(io::Error::other(format!("{name} lies on {} devices", below.len())));
+            };
+            sys = fs::canonicalize(one)?;
+        } else {
+            return Ok(node(&name));
+        }
+    }
+}
+
 /// Other volumes with keys sealed to a TPM: every block device but `disk` and its partitions.
 pub fn tpm_volumes_elsewhere(disk: &Path) -> io::Result<Vec<String>> {
     let own = disk.file_name().map(|name| name.to_string_lossy().into_owned());

@@ -19,7 +19,9 @@ use crate::profile::State;
 pub enum Place<'a> {
     /// The OS's state.
     State,
-    /// Beside it: what will be the state, or was it.
+    /// Beside it: what a backup becomes before anything is committed. Worth nothing.
+    New,
+    /// Beside it: the committed new state, or the old one. There is a journal as long as it is there.
     Sibling,
     /// Keys that the operation with this id has replaced.
     Superseded(&'a str),
@@ -36,14 +38,22 @@ pub struct FileEntry {
     pub modified: u64,
 }
 
+/// What is in a directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// The regular files, by name.
+    pub files: Vec<FileEntry>,
+    /// Everything that no backup could hold: its name as far as it can be shown, and why.
+    pub odd: Vec<(String, String)>,
+}
+
 /// The state, what lies beside it, and the keys that are kept aside. Files are flat and regular.
 pub trait StateFs {
     /// A number that no other directory has and that a directory keeps for life; none when it is not
     /// there.
     fn identity(&self, place: Place<'_>) -> io::Result<Option<u64>>;
-    /// The files, by name; none when the directory is not there. Anything but a regular file is an
-    /// error that names it.
-    fn files(&self, place: Place<'_>) -> io::Result<Vec<FileEntry>>;
+    /// What is in it; nothing when the directory is not there.
+    fn list(&self, place: Place<'_>) -> io::Result<Listing>;
     /// Opens a file for reading; none when it is not there.
     fn open(&self, place: Place<'_>, name: &str) -> io::Result<Option<Box<dyn Read>>>;
     /// Makes an empty directory, with the owner and mode of the state; what was there is destroyed.
@@ -54,10 +64,14 @@ pub trait StateFs {
     /// Destroys a directory: contents overwritten, then removed. Durable when this returns. Safe to
     /// repeat.
     fn remove(&mut self, place: Place<'_>) -> io::Result<()>;
+    /// What was extracted becomes the sibling, in one step. Durable when this returns.
+    fn promote(&mut self) -> io::Result<()>;
     /// Exchanges the state and its sibling, in one step. Durable when this returns.
     fn exchange(&mut self) -> io::Result<()>;
-    /// Tries an exchange of two empty directories beside the state, and that the state is a plain
-    /// directory there. Leaves nothing behind.
+    /// Looks whether the state is a plain directory that can be exchanged with another one, and that
+    /// restage's own lies on the same file system.
+    fn check_place(&self) -> io::Result<()>;
+    /// Tries an exchange of two empty directories beside the state. Leaves nothing behind.
     fn try_exchange(&mut self) -> io::Result<()>;
     /// Free space, in bytes.
     fn free_bytes(&self) -> io::Result<u64>;
@@ -67,6 +81,15 @@ pub trait StateFs {
     fn superseded(&self) -> io::Result<Vec<String>>;
     /// Where this file is, for a program that takes a path.
     fn path(&self, place: Place<'_>, name: &str) -> PathBuf;
+}
+
+/// The files of a directory that must hold nothing else: an error names what is there besides.
+pub fn only_files(state: &dyn StateFs, place: Place<'_>) -> io::Result<Vec<FileEntry>> {
+    let listing = state.list(place)?;
+    match listing.odd.first() {
+        Some((name, why)) => Err(io::Error::other(format!("`{name}` is {why}"))),
+        None => Ok(listing.files),
+    }
 }
 
 /// Reads a small file that may be secret.
@@ -118,10 +141,15 @@ impl StateDirectory {
         format!(".{}.restage", self.name)
     }
 
+    fn new_name(&self) -> String {
+        format!(".{}.new.restage", self.name)
+    }
+
     fn open_place(&self, place: Place<'_>) -> io::Result<Option<OwnedFd>> {
         match place {
             Place::State => directory::open_at(&self.parent, &self.name),
-            Place::Sibling => directory::open_at(&self.parent, &self.sibling()),
+            Place::New => directory::open_at(&self.parent, self.new_name()),
+            Place::Sibling => directory::open_at(&self.parent, self.sibling()),
             Place::Superseded(id) => {
                 let Some(all) = self.open_superseded()? else { return Ok(None) };
                 directory::open_at(&all, id)
@@ -140,6 +168,7 @@ impl StateDirectory {
     fn make_place(&self, place: Place<'_>) -> io::Result<OwnedFd> {
         match place {
             Place::State => directory::make(&self.parent, &self.name),
+            Place::New => directory::make(&self.parent, &self.new_name()),
             Place::Sibling => directory::make(&self.parent, &self.sibling()),
             Place::Superseded(id) => {
                 let own = make_path(&self.root, &self.own_path)?;
@@ -167,7 +196,7 @@ pub fn make_path(root: &Path, path: &Path) -> io::Result<OwnedFd> {
     let mut directory = directory::open(root)?;
     for component in path.strip_prefix(root).map_err(io::Error::other)?.components() {
         let name = component.as_os_str().to_string_lossy();
-        directory = match directory::open_at(&directory, &name)? {
+        directory = match directory::open_at(&directory, name.as_ref())? {
             Some(found) => found,
             None => directory::make(&directory, &name)?,
         };
@@ -181,22 +210,26 @@ impl StateFs for StateDirectory {
         Ok(Some(rustix::fs::fstat(&directory)?.st_ino))
     }
 
-    fn files(&self, place: Place<'_>) -> io::Result<Vec<FileEntry>> {
-        let Some(directory) = self.open_place(place)? else { return Ok(Vec::new()) };
-        let mut files = Vec::new();
-        for (name, _) in directory::list(&directory)? {
+    fn list(&self, place: Place<'_>) -> io::Result<Listing> {
+        let Some(directory) = self.open_place(place)? else { return Ok(Listing::default()) };
+        let mut listing = Listing::default();
+        for name in directory::raw_names(&directory)? {
             let stat = rustix::fs::statat(&directory, &name, AtFlags::SYMLINK_NOFOLLOW)?;
-            let kind = FileType::from_raw_mode(stat.st_mode);
-            if kind != FileType::RegularFile {
-                return Err(io::Error::other(format!("`{name}` is not a regular file")));
+            let mut odd =
+                |name: &str, why: &str| listing.odd.push((name.to_owned(), why.to_owned()));
+            match name.to_str() {
+                None => odd(&name.to_string_lossy(), "no name in UTF-8"),
+                Some(name) if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile => {
+                    odd(name, "not a regular file");
+                }
+                Some(name) => listing.files.push(FileEntry {
+                    name: name.to_owned(),
+                    bytes: u64::try_from(stat.st_size).map_err(io::Error::other)?,
+                    modified: u64::try_from(stat.st_mtime).unwrap_or(0),
+                }),
             }
-            files.push(FileEntry {
-                name,
-                bytes: u64::try_from(stat.st_size).map_err(io::Error::other)?,
-                modified: u64::try_from(stat.st_mtime).unwrap_or(0),
-            });
         }
-        Ok(files)
+        Ok(listing)
     }
 
     fn open(&self, place: Place<'_>, name: &str) -> io::Result<Option<Box<dyn Read>>> {
@@ -231,6 +264,7 @@ impl StateFs for StateDirectory {
     fn remove(&mut self, place: Place<'_>) -> io::Result<()> {
         match place {
             Place::State => Err(io::Error::other("the state is never removed")),
+            Place::New => directory::remove_tree(&self.parent, &self.new_name()),
             Place::Sibling => directory::remove_tree(&self.parent, &self.sibling()),
             Place::Superseded(id) => match self.open_superseded()? {
                 Some(all) => directory::remove_tree(&all, id),
@@ -239,17 +273,37 @@ impl StateFs for StateDirectory {
         }
     }
 
+    fn promote(&mut self) -> io::Result<()> {
+        let (parent, flags) = (&self.parent, RenameFlags::NOREPLACE);
+        rustix::fs::renameat_with(parent, self.new_name(), parent, self.sibling(), flags)?;
+        Ok(rustix::fs::fsync(parent)?)
+    }
+
     fn exchange(&mut self) -> io::Result<()> {
         exchange(&self.parent, &self.name, &self.sibling())
     }
 
-    fn try_exchange(&mut self) -> io::Result<()> {
+    fn check_place(&self) -> io::Result<()> {
         let missing = || io::Error::new(io::ErrorKind::NotFound, "there is no such directory");
         let state = self.open_place(Place::State)?.ok_or_else(missing)?;
         let device = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| stat.st_dev);
-        if device(&state)? != device(&self.parent)? || is_mount_point(&self.parent, &self.name)? {
+        if device(&state)? != device(&self.parent)? {
             return Err(io::Error::other("it is a mount point"));
         }
+        // The initrd mounts the root of the state file system and nothing below it.
+        let state = self.parent_path.join(&self.name);
+        let below = |path: &Path| -> Vec<PathBuf> {
+            path.ancestors().take_while(|one| *one != self.root).map(Path::to_owned).collect()
+        };
+        for path in below(&state).into_iter().chain(below(&self.own_path)) {
+            if is_mount_point(&path)? {
+                return Err(io::Error::other(format!("{} is a mount point", path.display())));
+            }
+        }
+        Ok(())
+    }
+
+    fn try_exchange(&mut self) -> io::Result<()> {
         let names = [".restage-try-a", ".restage-try-b"];
         let tried = names
             .iter()
@@ -283,6 +337,7 @@ impl StateFs for StateDirectory {
     fn path(&self, place: Place<'_>, name: &str) -> PathBuf {
         let directory = match place {
             Place::State => self.parent_path.join(&self.name),
+            Place::New => self.parent_path.join(self.new_name()),
             Place::Sibling => self.parent_path.join(self.sibling()),
             Place::Superseded(id) => self.own_path.join(SUPERSEDED).join(id),
         };
@@ -296,11 +351,11 @@ fn exchange(parent: impl AsFd, one: &str, other: &str) -> io::Result<()> {
 }
 
 /// Bind mounts of the same file system have the same device number.
-fn is_mount_point(parent: impl AsFd, name: &str) -> io::Result<bool> {
-    let flags = AtFlags::SYMLINK_NOFOLLOW;
-    match rustix::fs::statx(parent, name, flags, rustix::fs::StatxFlags::BASIC_STATS) {
+fn is_mount_point(path: &Path) -> io::Result<bool> {
+    let (flags, wanted) = (AtFlags::SYMLINK_NOFOLLOW, rustix::fs::StatxFlags::BASIC_STATS);
+    match rustix::fs::statx(rustix::fs::CWD, path, flags, wanted) {
         Ok(stat) => Ok(stat.stx_attributes.contains(rustix::fs::StatxAttributes::MOUNT_ROOT)),
-        Err(Errno::NOSYS) => Ok(false),
+        Err(Errno::NOSYS | Errno::NOENT) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }

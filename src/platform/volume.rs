@@ -7,19 +7,22 @@ use std::process::{Command, Stdio};
 
 use zeroize::Zeroizing;
 
-use super::Disk;
 use super::disk::OpenDisk;
+use super::{Disk, host};
 use crate::format::luks::{Header, Slot};
 
 /// The most of an error message that is told.
 const MAX_SAID_BYTES: u64 = 2048;
 
+/// What is left to others while a key slot is tried.
+const MEMORY_LEFT_KIB: u64 = 32 * 1024;
+
 /// A volume of the profile.
 pub trait Volume {
     /// What the profile calls it.
     fn name(&self) -> &str;
-    /// Its header, as it is now on the medium.
-    fn header(&self) -> io::Result<Header>;
+    /// Its header, as it is now on the medium; none when there is no LUKS2 volume.
+    fn header(&self) -> io::Result<Option<Header>>;
     /// The key material of a slot.
     fn material(&self, slot: &Slot) -> io::Result<Zeroizing<Vec<u8>>>;
     /// Adds a passphrase, unlocked with the key in a file. A power cut leaves one slot more, or not.
@@ -71,12 +74,10 @@ impl Volume for LuksVolume {
         &self.name
     }
 
-    fn header(&self) -> io::Result<Header> {
+    fn header(&self) -> io::Result<Option<Header>> {
         let mut device = OpenDisk::open(&self.path)?;
         device.forget_cache()?;
-        crate::apply::probe::luks_on_device(&device)
-            .map_err(io::Error::other)?
-            .ok_or_else(|| io::Error::other("no LUKS2 header"))
+        crate::apply::probe::luks_on_device(&device).map_err(io::Error::other)
     }
 
     fn material(&self, slot: &Slot) -> io::Result<Zeroizing<Vec<u8>>> {
@@ -107,6 +108,13 @@ pub fn opening_slot<'a>(
     passphrase: &[u8],
 ) -> io::Result<Option<&'a Slot>> {
     for slot in slots {
+        // An allocation that fails ends the process.
+        let (wanted, there) = (u64::from(slot.memory_kib()), host::available_memory_kib());
+        if there.is_some_and(|there| wanted.saturating_add(MEMORY_LEFT_KIB) > there) {
+            let (name, index) = (volume.name(), slot.index);
+            log::warn!("volume {name}, key slot {index}: it takes {wanted} KiB of memory to try");
+            continue;
+        }
         let material = volume.material(slot)?;
         match slot.opens(passphrase, &material) {
             Ok(true) => return Ok(Some(slot)),

@@ -231,7 +231,7 @@ pub fn status(store: &dyn Store) -> Result<Status> {
                 id: journal.id().to_owned(),
                 steps_over: journal.progress.done.len() + journal.progress.passed_over.len(),
                 steps: journal.committed.plan.steps.len(),
-                failures: journal.progress.failures,
+                failures: journal.progress.newest_failures(),
                 damaged: None,
             },
             Err(error) => RunningStatus {

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::restore::{ArchiveFile, RestoreBinding, RestoreRequest, SkipItem};
 use super::{Operation, Staged, file_name, find};
 use crate::apply::journal::{self, Decision, Journal, clear_away};
+use crate::apply::restore::probe::Trial;
 use crate::apply::restore::{Committed, Machine, extract, over, probe, read_request, state_of};
 use crate::error::{Doing, Error, Refused, Result};
 use crate::format::archive::ReadError;
@@ -38,6 +39,7 @@ pub fn check(
     profile: &Profile,
     skip: &BTreeSet<SkipItem>,
     source: &mut dyn Read,
+    trial: Trial,
 ) -> Result<Result<Checked, Refused>> {
     let state = state_of(profile)?;
     let backup = match extract::read(source, state, &mut |_, _| Ok(())) {
@@ -47,7 +49,7 @@ pub fn check(
             return Err(Error::new("cannot read the backup").because(error));
         }
     };
-    let checked = check_backup(machine, profile, skip, &backup)?;
+    let checked = check_backup(machine, profile, skip, &backup, trial)?;
     Ok(checked.map(|(planned, facts)| Checked { backup, facts, planned }))
 }
 
@@ -57,9 +59,10 @@ pub fn check_backup(
     profile: &Profile,
     skip: &BTreeSet<SkipItem>,
     backup: &Backup,
+    trial: Trial,
 ) -> Result<Result<(PlannedRestore, RestoreFacts), Refused>> {
     let state = state_of(profile)?;
-    let facts = probe::facts(machine, state, skip, Some(backup))?;
+    let facts = probe::facts(machine, state, skip, Some(backup), trial)?;
     Ok(plan(skip, state, backup, &facts).map(|planned| (planned, facts)))
 }
 
@@ -157,12 +160,19 @@ pub fn stage(
 /// Withdraws what is staged and not committed; returns the ids. Durable when this returns.
 pub fn cancel(machine: &mut Machine) -> Result<Vec<String>> {
     let mut ids = Vec::new();
-    for stem in find::look(machine.store.as_ref())?.staged {
+    let found = find::look(machine.store.as_ref())?;
+    for stem in found.leftovers {
+        clear_away(machine.store.as_mut(), &stem)?;
+    }
+    for stem in found.staged {
         let request = read_request(machine.store.as_ref(), &stem).ok();
         let reason = "withdrawn before it was committed";
         over(machine, &stem, request.as_ref(), Outcome::Cancelled, reason)?;
         ids.push(request.map_or_else(|| stem.to_lowercase(), |request| request.id));
     }
+    // Of a boot that was cut off while it extracted.
+    let what = || "cannot remove an extracted backup".to_owned();
+    machine.state.remove(Place::New).doing(what)?;
     Ok(ids)
 }
 
@@ -185,6 +195,8 @@ pub struct RestoreStatus {
     pub staged: Vec<StagedRestore>,
     /// Restores that are not confirmed, or not finished.
     pub open: Vec<OpenRestore>,
+    /// What is left of restores that were never staged, or have ended.
+    pub abandoned: Vec<String>,
     /// Keys that restores have replaced, by the id of the restore.
     pub superseded: Vec<SupersededKeys>,
     /// What ended, newest first.
@@ -247,13 +259,15 @@ pub fn status(machine: &Machine) -> Result<RestoreStatus> {
     let mut superseded = Vec::new();
     let what = || "cannot list the keys that are kept aside".to_owned();
     for id in machine.state.superseded().doing(what)? {
-        let files = machine.state.files(Place::Superseded(&id)).doing(what)?;
-        let files = files.into_iter().map(|file| file.name).collect();
+        let listing = machine.state.list(Place::Superseded(&id)).doing(what)?;
+        let odd = listing.odd.into_iter().map(|(name, _)| name);
+        let files = listing.files.into_iter().map(|file| file.name).chain(odd).collect();
         superseded.push(SupersededKeys { id, files });
     }
     Ok(RestoreStatus {
         staged: staged.collect(),
         open: found.committed.iter().map(|stem| open(store, stem)).collect(),
+        abandoned: found.leftovers.iter().map(|stem| stem.to_lowercase()).collect(),
         superseded,
         reports: journal::reports(store)?,
     })
@@ -282,7 +296,7 @@ fn open(store: &dyn Store, stem: &str) -> OpenRestore {
                 of: journal.committed.plan.unconfirmed_boots,
                 phase,
                 reason,
-                failures: journal.progress.failures,
+                failures: journal.progress.newest_failures(),
             }
         }
     }

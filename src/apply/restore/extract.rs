@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use super::Machine;
-use crate::error::{Doing, Refused, Result};
+use crate::error::{Doing, Error, Refused, Result};
 use crate::format::archive::{self, Entry, Limits, ReadError};
 use crate::format::hex;
 use crate::format::state::StateFile;
@@ -93,7 +93,7 @@ pub fn parse_state(bytes: &[u8]) -> Result<StateFile, String> {
 }
 
 /// Extracts the staged archive, and believes it only when its digest is the request's.
-pub fn into_sibling(
+pub fn into_new(
     machine: &mut Machine,
     profile: &State,
     request: &RestoreRequest,
@@ -103,14 +103,14 @@ pub fn into_sibling(
     let failed = |error: io::Error| refused(error.to_string());
     let archive = machine.store.open(&name).map_err(failed)?;
     let archive = archive.ok_or_else(|| refused("it is not there".to_owned()))?;
-    machine.state.make(Place::Sibling).map_err(failed)?;
+    machine.state.make(Place::New).map_err(failed)?;
     let state = machine.state.as_mut();
     let skip: &BTreeSet<SkipItem> = &request.skip;
     let backup = read(archive, profile, &mut |entry, content| {
         if stays(&entry.name, skip, profile) {
             return Ok(());
         }
-        state.write(Place::Sibling, &entry.name, content)
+        state.write(Place::New, &entry.name, content)
     })
     .map_err(|error| refused(error.to_string()))?;
     if backup.sha256 != request.archive.sha256 || backup.bytes != request.archive.bytes {
@@ -119,14 +119,27 @@ pub fn into_sibling(
     Ok(backup)
 }
 
-/// What the extracted backup lacks: the files that stay, and the new state file.
-pub fn complete(machine: &mut Machine, profile: &State, planned: &PlannedRestore) -> Result<()> {
+/// What the extracted backup lacks: the files that stay, and the new state file. What was extracted
+/// is read back: it will be the state.
+pub fn complete(
+    machine: &mut Machine,
+    profile: &State,
+    backup: &Backup,
+    planned: &PlannedRestore,
+) -> Result<()> {
     let what = || "cannot complete the new state".to_owned();
+    for name in &planned.plan.taken {
+        let found = digest(machine.state.as_ref(), Place::New, name).doing(what)?;
+        if found.as_ref() != backup.files.get(name).map(|file| &file.sha256) {
+            let why = format!("`{name}` is not read back as it was written");
+            return Err(Error::new(what()).because(why));
+        }
+    }
     for name in &planned.plan.kept {
-        copy(machine.state.as_mut(), Place::State, name, Place::Sibling).doing(what)?;
+        copy(machine.state.as_mut(), Place::State, name, Place::New).doing(what)?;
     }
     let text = planned.state.encode();
-    machine.state.write(Place::Sibling, &profile.file, &mut text.as_slice()).doing(what)
+    machine.state.write(Place::New, &profile.file, &mut text.as_slice()).doing(what)
 }
 
 /// Copies a file that is not there yet.

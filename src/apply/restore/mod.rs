@@ -5,7 +5,9 @@
 //! the profile's volumes.
 
 pub mod extract;
+mod keys;
 pub mod probe;
+mod slots;
 mod steps;
 
 use serde::{Deserialize, Serialize};
@@ -14,7 +16,7 @@ use super::journal::{self, Commit, Decision, Journal};
 use crate::error::{Doing, Error, Refused, Result};
 use crate::format::envelope::{self, Kind, RESTORE_JOURNAL, RESTORE_REQUEST};
 use crate::plan::facts::HostFacts;
-use crate::plan::restore::{RestorePlan, check_request};
+use crate::plan::restore::{RestoreFacts, RestorePlan, VolumePlan, check_request, check_resumed};
 use crate::platform::state_fs::{Place, StateFs};
 use crate::platform::volume::Volume;
 use crate::platform::{Store, console};
@@ -22,9 +24,11 @@ use crate::profile::{Profile, State};
 use crate::report::{Outcome, Report, StepReport};
 use crate::request::restore::RestoreRequest;
 use crate::request::{find, is_valid_id};
-use steps::Phase;
+use probe::Trial;
+use steps::{Ended, Phase};
 
-/// So many failures, and it rolls back; so many in the roll-back, and the boot holds.
+/// So many failures, and it rolls back, or a step that may be left is; twice as many in the roll-back,
+/// and the boot holds. So many crashes in one boot count as well. A power cut is not a failure.
 const MAX_FAILURES: usize = 3;
 
 /// All that a restore works on.
@@ -41,6 +45,8 @@ pub struct Machine {
     pub is_hibernated: bool,
     /// Whether the directories were given by hand.
     pub is_offline: bool,
+    /// How often restage was ended in this boot before it had decided anything.
+    pub crashes: usize,
 }
 
 /// What is written at the commit.
@@ -60,6 +66,14 @@ pub struct Committed {
     pub new_state: u64,
     /// The plan.
     pub plan: RestorePlan,
+}
+
+impl Committed {
+    /// The number of a volume, by which the journal knows it.
+    fn number_of(&self, volume: &VolumePlan) -> usize {
+        let names = self.plan.volumes.iter().map(|one| &one.name);
+        names.into_iter().position(|name| *name == volume.name).unwrap_or_default()
+    }
 }
 
 impl Commit for Committed {
@@ -98,7 +112,7 @@ pub fn at_boot(machine: &mut Machine, profile: &Profile) -> Result<Restored> {
     let state = state_of(profile)?;
     let found = find::look(machine.store.as_ref())?;
     if let [stem] = found.committed.as_slice() {
-        return Ok(go_on(machine, state, stem));
+        return Ok(go_on(machine, profile, stem));
     }
     if !found.committed.is_empty() {
         let error = Error::new(format!("{} restores are committed", found.committed.len()))
@@ -110,7 +124,7 @@ pub fn at_boot(machine: &mut Machine, profile: &Profile) -> Result<Restored> {
     }
     // Of an extraction that was cut before its commit.
     let what = || "cannot remove what is left of an earlier restore".to_owned();
-    machine.state.remove(Place::Sibling).doing(what)?;
+    machine.state.remove(Place::New).doing(what)?;
     start(machine, profile, state, &found.staged)
 }
 
@@ -160,6 +174,11 @@ fn start(
             }
         };
         console::set_id(&request.id);
+        if machine.crashes >= MAX_FAILURES {
+            let reason = format!("restage was ended {} times while it checked it", machine.crashes);
+            refusals.push(set_aside(machine, stem, Some(&request), &reason)?);
+            continue;
+        }
         match prepare(machine, profile, state, &request) {
             Ok(journal) => {
                 log::info!("committed restore {}", request.id);
@@ -169,7 +188,7 @@ fn start(
                 if find::look(machine.store.as_ref()).is_ok_and(|f| f.committed.is_empty()) =>
             {
                 let what = || "cannot remove the extracted backup".to_owned();
-                machine.state.remove(Place::Sibling).doing(what)?;
+                machine.state.remove(Place::New).doing(what)?;
                 refusals.push(set_aside(machine, stem, Some(&request), &refused.reason)?);
             }
             Err(refused) => {
@@ -191,11 +210,15 @@ fn prepare(
 ) -> Result<Journal<Committed>, Refused> {
     let refused = |error: Error| Refused::because(error.chain());
     log::info!("checking and extracting the backup of restore {}", request.id);
-    let backup = extract::into_sibling(machine, state, request)?;
-    let facts = probe::facts(machine, state, &request.skip, Some(&backup)).map_err(refused)?;
+    // Before the extraction takes its share of it.
+    let free = machine.state.free_bytes();
+    let free = free.doing(|| "cannot tell the free space".to_owned()).map_err(refused)?;
+    let backup = extract::into_new(machine, state, request)?;
+    let facts = probe::facts(machine, state, &request.skip, Some(&backup), Trial::Make);
+    let facts = RestoreFacts { free_bytes: free, ..facts.map_err(refused)? };
     check_request(request, profile.limits.request_age_s, &facts)?;
     let planned = crate::plan::restore::plan(&request.skip, state, &backup, &facts)?;
-    extract::complete(machine, state, &planned).map_err(refused)?;
+    extract::complete(machine, state, &backup, &planned).map_err(refused)?;
     let what = || "cannot look at the state directories".to_owned();
     let identity = |place| -> Result<u64> {
         let found = machine.state.identity(place).doing(what)?;
@@ -206,23 +229,64 @@ fn prepare(
         profile: profile.name.clone(),
         at: machine.host.now,
         old_state: identity(Place::State).map_err(refused)?,
-        new_state: identity(Place::Sibling).map_err(refused)?,
+        new_state: identity(Place::New).map_err(refused)?,
         plan: planned.plan,
     };
     Journal::commit(machine.store.as_mut(), committed, None).map_err(refused)
 }
 
 /// A committed restore goes on, wherever it is.
-fn go_on(machine: &mut Machine, state: &State, stem: &str) -> Restored {
+fn go_on(machine: &mut Machine, profile: &Profile, stem: &str) -> Restored {
     let journal: Journal<Committed> = match Journal::load(machine.store.as_ref(), stem) {
         Ok(journal) => journal,
         Err(error) => return Restored::Unfinished(error.hold()),
     };
     console::set_id(journal.id());
+    if let Err(error) = check_journal(&journal, profile) {
+        return Restored::Unfinished(error.hold());
+    }
+    let state = match state_of(profile) {
+        Ok(state) => state,
+        Err(error) => return Restored::Unfinished(error.hold()),
+    };
+    if machine.crashes >= MAX_FAILURES {
+        return after_crashes(machine, state, journal);
+    }
     match &journal.progress.decision {
         Some(Decision::Confirm) => confirm_committed(machine, state, journal),
         Some(Decision::RollBack(_)) => roll_back(machine, state, journal),
         None => apply(machine, state, journal),
+    }
+}
+
+/// The journal is input: it could have come from another profile, or from a broken disk.
+fn check_journal(journal: &Journal<Committed>, profile: &Profile) -> Result<()> {
+    let what = || "the committed restore cannot go on, and nothing was touched".to_owned();
+    let state = state_of(profile)?;
+    let committed = &journal.committed;
+    if !is_valid_id(journal.id()) {
+        return Err(Error::new(what()).because("field `request.id` is no id"));
+    }
+    if committed.profile != profile.name {
+        return Err(Error::new(what()).because(format!(
+            "it was planned for {}, and this is {}",
+            committed.profile, profile.name
+        )));
+    }
+    check_resumed(&committed.plan, state).map_err(|why| Error::new(what()).because(why))
+}
+
+/// Something of this restore ends restage every time: it is not tried a fourth time in this boot.
+fn after_crashes(machine: &mut Machine, state: &State, journal: Journal<Committed>) -> Restored {
+    let times = machine.crashes;
+    let error = || Error::new(format!("restage was ended {times} times in this boot"));
+    match &journal.progress.decision {
+        None => decide_roll_back(machine, state, journal, &error().chain()),
+        Some(Decision::Confirm) => Restored::Later(error()),
+        Some(Decision::RollBack(_)) if times < 2 * MAX_FAILURES => {
+            roll_back(machine, state, journal)
+        }
+        Some(Decision::RollBack(_)) => Restored::Unfinished(error().hold()),
     }
 }
 
@@ -233,8 +297,8 @@ fn apply(machine: &mut Machine, state: &State, mut journal: Journal<Committed>) 
         .and_then(|()| run(machine, state, &mut journal, Phase::Apply));
     if let Err(error) = applied {
         let error = error.after_commit();
-        let failed = journal.record_failure(machine.store.as_mut(), &error.chain());
-        if failed.is_ok() && journal.progress.failures.len() < MAX_FAILURES {
+        let failures = record_failure(machine, &mut journal, Phase::Apply, &error);
+        if failures.is_ok_and(|failures| failures < MAX_FAILURES) {
             return Restored::Unfinished(error);
         }
         let reason = format!("it could not be applied: {}", error.chain());
@@ -251,6 +315,18 @@ fn apply(machine: &mut Machine, state: &State, mut journal: Journal<Committed>) 
         // What cannot be counted cannot be limited.
         Err(error) => decide_roll_back(machine, state, journal, &error.chain()),
     }
+}
+
+/// Counts a failure; returns how many there are of this phase.
+fn record_failure(
+    machine: &mut Machine,
+    journal: &mut Journal<Committed>,
+    phase: Phase,
+    error: &Error,
+) -> Result<usize> {
+    let first = phase.first_number();
+    journal.record_failure(machine.store.as_mut(), first, &error.chain())?;
+    Ok(journal.progress.failures_from(first))
 }
 
 fn decide_roll_back(
@@ -276,10 +352,15 @@ fn roll_back(machine: &mut Machine, state: &State, mut journal: Journal<Committe
     match ended {
         Ok(()) => Restored::RolledBack(reason),
         Err(error) => {
+            let failures = record_failure(machine, &mut journal, Phase::RollBack, &error);
+            let place = machine.state.identity(Place::State);
+            if place.is_ok_and(|place| place == Some(journal.committed.old_state)) {
+                // What is missing only tidies up.
+                return Restored::Later(error);
+            }
             let error = error.after_commit();
-            let failed = journal.record_failure(machine.store.as_mut(), &error.chain());
-            let too_many = journal.progress.failures.len() >= 2 * MAX_FAILURES;
-            Restored::Unfinished(if failed.is_err() || too_many { error.hold() } else { error })
+            let may_try = failures.is_ok_and(|failures| failures < 2 * MAX_FAILURES);
+            Restored::Unfinished(if may_try { error } else { error.hold() })
         }
     }
 }
@@ -296,6 +377,7 @@ pub fn confirm(machine: &mut Machine, profile: &Profile) -> Result<Restored> {
     let [stem] = found.committed.as_slice() else { return Ok(Restored::Nothing) };
     let mut journal: Journal<Committed> = Journal::load(machine.store.as_ref(), stem)?;
     console::set_id(journal.id());
+    check_journal(&journal, profile)?;
     match &journal.progress.decision {
         Some(Decision::Confirm) => {}
         Some(Decision::RollBack(_)) => {
@@ -329,7 +411,12 @@ fn confirm_committed(
     match ended {
         Ok(()) => Restored::Confirmed,
         // The restored state is in place and stays. What is missing only tidies up.
-        Err(error) => Restored::Later(error),
+        Err(error) => {
+            if let Err(unrecorded) = record_failure(machine, &mut journal, Phase::Confirm, &error) {
+                log::error!("{}", unrecorded.chain());
+            }
+            Restored::Later(error)
+        }
     }
 }
 
@@ -348,9 +435,24 @@ fn run(
         }
         let place = format!("step {}/{} {}", index + 1, steps.len(), step.name());
         log::info!("{place}");
-        let done = steps::perform(machine, state, &journal.committed, phase, step);
-        done.map_err(|error| error.at(&place))?;
-        journal.record_done(machine.store.as_mut(), number)?;
+        let ended = match steps::perform(machine, state, journal, phase, step) {
+            Ok(ended) => ended,
+            Err(error) => {
+                let error = error.at(&place);
+                let failures = journal.progress.failures_from(phase.first_number());
+                if !step.may_be_left() || failures + 1 < MAX_FAILURES {
+                    return Err(error);
+                }
+                Ended::PassedOver(error.chain())
+            }
+        };
+        match ended {
+            Ended::Done => journal.record_done(machine.store.as_mut(), number)?,
+            Ended::PassedOver(why) => {
+                log::warn!("{place}: passed over: {why}");
+                journal.record_passed_over(machine.store.as_mut(), number, &why)?;
+            }
+        }
     }
     Ok(())
 }
@@ -365,11 +467,12 @@ fn finish(
         steps::of(&journal.committed, phase)
             .into_iter()
             .enumerate()
-            .filter(move |(index, _)| journal.progress.is_over(phase.first_number() + index))
-            .map(|(_, step)| StepReport {
+            .map(move |(index, step)| (phase.first_number() + index, step))
+            .filter(|(number, _)| journal.progress.is_over(*number))
+            .map(|(number, step)| StepReport {
                 step: step.name(),
                 what: step.describe(),
-                passed_over: None,
+                passed_over: journal.progress.passed_over.get(&number).cloned(),
             })
     });
     let report = Report {
@@ -380,7 +483,7 @@ fn finish(
         staged: Some(journal.committed.request.staged.clone()),
         finished_at: machine.host.now,
         runs: u32::try_from(journal.progress.runs).unwrap_or(u32::MAX),
-        failures: journal.progress.failures.clone(),
+        failures: journal.progress.newest_failures(),
         steps: steps.collect(),
         restage: env!("CARGO_PKG_VERSION").to_owned(),
     };

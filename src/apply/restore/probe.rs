@@ -13,7 +13,7 @@ use crate::format::state::StateFile;
 use crate::plan::restore::{
     Backup, FileFacts, RecordedSlot, RestoreFacts, VolumeFacts, VolumeHeader,
 };
-use crate::platform::state_fs::{Place, read_small};
+use crate::platform::state_fs::{Place, only_files, read_small};
 use crate::platform::volume::{Volume, opening_slot};
 use crate::profile::State;
 use crate::request::restore::SkipItem;
@@ -21,16 +21,26 @@ use crate::request::restore::SkipItem;
 /// A key file is a line of text or a block of bytes.
 const MAX_KEY_BYTES: u64 = 64 * 1024;
 
+/// Whether the exchange of two directories is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trial {
+    /// No: nothing is changed, not even for a moment.
+    Look,
+    /// Yes.
+    Make,
+}
+
 /// Looks at everything that the plan needs.
 pub fn facts(
     machine: &mut Machine,
     profile: &State,
     skip: &BTreeSet<SkipItem>,
     backup: Option<&Backup>,
+    trial: Trial,
 ) -> Result<RestoreFacts> {
     let what = || format!("cannot look at the state directory /{}", profile.directory);
     let mut files = BTreeMap::new();
-    for file in machine.state.files(Place::State).doing(what)? {
+    for file in only_files(machine.state.as_ref(), Place::State).doing(what)? {
         let sha256 =
             extract::digest(machine.state.as_ref(), Place::State, &file.name).doing(what)?;
         files
@@ -52,6 +62,10 @@ pub fn facts(
         }
         _ => Vec::new(),
     };
+    let no_exchange = machine.state.check_place().and_then(|()| match trial {
+        Trial::Look => Ok(()),
+        Trial::Make => machine.state.try_exchange(),
+    });
     Ok(RestoreFacts {
         host: machine.host.clone(),
         files,
@@ -62,7 +76,8 @@ pub fn facts(
         } else {
             Some(machine.state.is_encrypted().doing(what)?)
         },
-        no_exchange: machine.state.try_exchange().err().map(|error| error.to_string()),
+        no_exchange: no_exchange.err().map(|error| error.to_string()),
+        other_state: machine.state.identity(Place::Sibling).doing(what)?.is_some(),
         is_hibernated: machine.is_hibernated,
         volumes,
         open_passphrases,
@@ -73,14 +88,15 @@ fn volumes(machine: &Machine, profile: &State) -> Result<Vec<VolumeFacts>> {
     let mut facts = Vec::new();
     for (asked, volume) in profile.volumes.iter().zip(&machine.volumes) {
         let volume = volume.as_ref();
-        let header = volume.header();
+        let header = volume.header().map_err(|error| error.to_string());
+        let header = header.and_then(|found| found.ok_or_else(|| "no LUKS2 header".to_owned()));
         let own_key = match &header {
-            Err(error) => Err(error.to_string()),
+            Err(why) => Err(why.clone()),
             Ok(header) => own_key(machine, volume, header, &asked.key)?,
         };
         facts.push(VolumeFacts {
             name: asked.name.clone(),
-            header: header.map(|h| VolumeHeader::of(&h)).map_err(|error| error.to_string()),
+            header: header.map(|h| VolumeHeader::of(&h)),
             own_key,
         });
     }
@@ -113,7 +129,7 @@ fn own_key(
 /// The passphrases that open every volume. What cannot be tried does not open.
 fn open_passphrases(machine: &Machine, candidates: &BTreeSet<&str>) -> Vec<Zeroizing<String>> {
     let opens = |volume: &dyn Volume, passphrase: &str| {
-        let header = volume.header()?;
+        let Some(header) = volume.header()? else { return Ok(false) };
         let slots = header.slots.iter().filter(|slot| slot.kind == SlotKind::Password);
         Ok(opening_slot(volume, slots, passphrase.as_bytes())?.is_some())
     };

@@ -81,9 +81,6 @@ fn at_boot(arguments: &cli::Reset) -> Result<Applied> {
     let located = seek::disks_with(guid, limit)?;
     if let ([one], None) = (located.as_slice(), &broken) {
         let (mounted, found) = seek::look(one, &profile)?;
-        if !found.flags.is_empty() {
-            boot::want_restore();
-        }
         if found.is_empty() {
             mounted.unmount();
             return Ok(Applied::Nothing);

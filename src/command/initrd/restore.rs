@@ -2,25 +2,28 @@
 //! Side: initrd. The state file system is mounted for this process alone.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::super::{Exit, state};
 use super::conclude_unfinished;
-use crate::apply::restore::{self, Machine, Restored, state_of};
+use crate::apply::restore::{self, Restored};
 use crate::cli;
-use crate::error::{Doing, Error, Next, Result};
+use crate::error::{Error, Next, Result};
 use crate::platform::console::{self, Sink};
 use crate::platform::{boot, host, locate};
 use crate::profile::Profile;
 
 /// Where the state file system is mounted.
 const ROOT: &str = "/run/restage/root";
+/// Something may still be looking at its device.
+const MOUNT_WAIT: Duration = Duration::from_secs(10);
 
 /// `restage initrd restore`.
 pub fn restore(arguments: &cli::InitrdRestore) -> Result<Exit> {
     if let Some(root) = &arguments.place.root {
         console::start(Sink::Terminal);
         let profile = Profile::load(arguments.place.profile.as_deref())?;
-        let (mut machine, _) = state::at(&arguments.place, &profile)?;
+        let mut machine = state::at(&arguments.place, &profile)?;
         state::lock(&mut machine, root, &profile)?;
         let restored = restore::at_boot(&mut machine, &profile)?;
         return Ok(match say(&restored) {
@@ -35,9 +38,8 @@ pub fn restore(arguments: &cli::InitrdRestore) -> Result<Exit> {
     if !host::in_initrd() {
         return Err(Error::new("this is no initrd: name a --root to work offline"));
     }
-    let profile = Profile::load(arguments.place.profile.as_deref())?;
     boot::forbid_shell();
-    let restored = at_boot(&profile);
+    let restored = at_boot(arguments);
     match restored.map(|restored| say(&restored)) {
         Ok(Says::GoOn(exit)) => {
             boot::allow_shell();
@@ -52,31 +54,65 @@ pub fn restore(arguments: &cli::InitrdRestore) -> Result<Exit> {
             ],
         ),
         Err(error) => {
-            // Nothing is known to be committed: what cannot be looked at is booted as it is.
+            // Nothing is committed, or nothing can be booted anyway.
             boot::allow_shell();
             Err(error)
         }
     }
 }
 
-fn at_boot(profile: &Profile) -> Result<Restored> {
-    let state = state_of(profile)?;
-    let what = || format!("cannot mount the state file system {}", state.device);
+/// Needs the state file system, and no ESP: a boot of the window must be counted whatever became of
+/// the flag.
+fn at_boot(arguments: &cli::InitrdRestore) -> Result<Restored> {
+    // An image with a broken profile must still not go past a committed journal.
+    let (profile, broken) = match Profile::load(arguments.place.profile.as_deref()) {
+        Ok(profile) => (profile, None),
+        Err(error) => (Profile::incusos()?, Some(error)),
+    };
+    let Some(state) = &profile.state else { return Ok(Restored::Nothing) };
     let device = Path::new(&state.device);
-    let mounted = locate::mount_state(device, &state.filesystem, Path::new(ROOT)).doing(what)?;
-    let restored = state::running(&mounted.path, profile).and_then(|(mut machine, _flags)| {
-        state::lock(&mut machine, &mounted.path, profile)?;
-        let restored = restore::at_boot(&mut machine, profile);
-        close(machine);
-        restored
-    });
+    let what = || format!("cannot look for a restore on {}", device.display());
+    if !device.exists() {
+        // What is not unlocked is not booted either.
+        return Err(broken.unwrap_or_else(|| Error::new(what()).because("it is not there")));
+    }
+    let crashes = boot::count_restore_start();
+    let mut last = None;
+    let mount = || {
+        let mounted = locate::mount_state(device, &state.filesystem, Path::new(ROOT));
+        mounted.map_err(|error| last = Some(error)).ok()
+    };
+    let Some(mounted) = boot::wait_for("the state file system", MOUNT_WAIT, mount) else {
+        let why = last.map_or_else(|| "it is busy".to_owned(), |error| error.to_string());
+        return Ok(Restored::Unfinished(Error::new(what()).because(why).hold()));
+    };
+    let restored = on(&mounted.path, &profile, broken, crashes);
     mounted.unmount();
     restored
 }
 
-/// Nothing may be open on the file system when it is unmounted.
-fn close(machine: Machine) {
-    drop(machine);
+/// On the mounted state file system. Once a journal is seen there, or nobody can tell, no error lets
+/// the boot go on.
+fn on(root: &Path, profile: &Profile, broken: Option<Error>, crashes: usize) -> Result<Restored> {
+    let is_committed = match state::look(root, profile) {
+        // A flag means nothing by itself.
+        Ok(found) if found.is_empty() => return Ok(Restored::Nothing),
+        Ok(found) => !found.committed.is_empty(),
+        Err(error) => return Ok(Restored::Unfinished(error.hold())),
+    };
+    let restored = match broken {
+        Some(error) => Err(error),
+        None => state::running(root, profile).and_then(|mut machine| {
+            machine.crashes = crashes;
+            state::lock(&mut machine, root, profile)?;
+            // Nothing of it is open any more when the file system is unmounted.
+            restore::at_boot(&mut machine, profile)
+        }),
+    };
+    match restored {
+        Err(error) if is_committed => Ok(Restored::Unfinished(error.hold())),
+        restored => restored,
+    }
 }
 
 enum Says {
@@ -105,7 +141,7 @@ fn say(restored: &Restored) -> Says {
             Says::GoOn(Exit::Done)
         }
         Restored::Later(error) => {
-            log::error!("the restore is confirmed; {}", error.chain());
+            log::error!("the state in place stays, and not all is tidied up: {}", error.chain());
             Says::GoOn(Exit::Done)
         }
         Restored::Unfinished(error) => {

@@ -29,6 +29,7 @@ pub fn disks_with(guid: Uuid, limit: Duration) -> Result<Vec<Located>> {
     if boot::wait_for("the disk that this was booted from", limit, look).is_none()
         && seen.is_empty()
     {
+        boot::want_restore();
         return Err(Error::new("cannot look for a request")
             .because(format!("the ESP {guid} did not appear within {} s", limit.as_secs())));
     }
@@ -46,8 +47,11 @@ pub fn look(located: &Located, profile: &Profile) -> Result<(Mounted, Found)> {
         let seen = look_once(located, profile);
         seen.map_err(|error| last = Some(error)).ok()
     };
-    boot::wait_for("the ESP", LOOK_WAIT, try_once)
-        .ok_or_else(|| last.unwrap_or_else(|| Error::new("cannot look at the ESP")))
+    boot::wait_for("the ESP", LOOK_WAIT, try_once).ok_or_else(|| {
+        // Nobody knows whether there is a flag: the state file system tells.
+        boot::want_restore();
+        last.unwrap_or_else(|| Error::new("cannot look at the ESP"))
+    })
 }
 
 fn look_once(located: &Located, profile: &Profile) -> Result<(Mounted, Found)> {
@@ -56,7 +60,12 @@ fn look_once(located: &Located, profile: &Profile) -> Result<(Mounted, Found)> {
     let partition = partition.ok_or_else(|| Error::new(what()).because("it has no device node"))?;
     let mounted = locate::mount(partition).doing(what)?;
     match open_esp(&mounted.path, profile).and_then(|esp| find::look(&esp)) {
-        Ok(found) => Ok((mounted, found)),
+        Ok(found) => {
+            if !found.flags.is_empty() {
+                boot::want_restore();
+            }
+            Ok((mounted, found))
+        }
         Err(error) => {
             mounted.unmount();
             Err(error)
@@ -137,7 +146,10 @@ pub fn without_variable(profile: &Profile) -> Applied {
         boot::settle();
     }
     for located in &any() {
-        let Ok((mounted, found)) = look_once(located, profile) else { continue };
+        let Ok((mounted, found)) = look_once(located, profile) else {
+            boot::want_restore();
+            continue;
+        };
         mounted.unmount();
         if !found.committed.is_empty() {
             let error = Error::new("a committed reset cannot go on").because(format!(

@@ -110,6 +110,12 @@ impl Slot {
         Ok((offset, size))
     }
 
+    /// The memory that its key derivation takes, in KiB; 0 when that is next to nothing.
+    #[must_use]
+    pub fn memory_kib(&self) -> u32 {
+        child(&self.lock, "kdf").and_then(|kdf| number(kdf, "memory")).unwrap_or(0)
+    }
+
     /// Whether `passphrase` opens this slot, whose area holds `material`. Takes as long, and as much
     /// memory, as the slot's key derivation asks for.
     pub fn opens(&self, passphrase: &[u8], material: &[u8]) -> Result<bool, UnknownSlot> {

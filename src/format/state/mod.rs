@@ -8,6 +8,8 @@ use zeroize::Zeroizing;
 /// The newest version of the format that is known here.
 pub const NEWEST: u32 = 8;
 const VERSION_PREFIX: &str = "#Version: ";
+/// The most that cryptsetup reads as a passphrase at a prompt (cryptsetup(8)).
+const MAX_KEY_BYTES: usize = 512;
 /// Shorter ones are not accepted as a recovery key by the OS.
 const MIN_KEY_CHARS: usize = 15;
 const MIN_DIFFERENT_CHARS: usize = 5;
@@ -249,6 +251,13 @@ fn is_nic(owner: &str) -> bool {
 /// Why a passphrase would not be accepted as a recovery key; names the rule, never the passphrase.
 #[must_use]
 pub fn weakness(passphrase: &str) -> Option<String> {
+    if passphrase.len() > MAX_KEY_BYTES {
+        return Some(format!("it is longer than {MAX_KEY_BYTES} bytes"));
+    }
+    // A line break is `\n` in the file, and no prompt takes one.
+    if passphrase.chars().any(char::is_control) || passphrase.contains("\\n") {
+        return Some("it has a line break or another control character".to_owned());
+    }
     if passphrase.chars().count() < MIN_KEY_CHARS {
         return Some(format!("it is shorter than {MIN_KEY_CHARS} characters"));
     }

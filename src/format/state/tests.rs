@@ -192,10 +192,13 @@ fn recovery_keys_are_replaced_in_their_place() {
 
 #[test]
 fn weak_passphrases_are_named() {
-    let why = |passphrase| weakness(passphrase).unwrap_or_default();
+    let why = |passphrase: &str| weakness(passphrase).unwrap_or_default();
     assert!(why("short-1").contains("15"));
     assert!(why("abcdefghijklmnop").contains("special"));
     assert!(why("a-a-a-a-a-a-a-a-a").contains("different"));
+    assert!(why(&"0123-4567-89ab-cdef".repeat(40)).contains("longer than 512 bytes"));
+    assert!(why("0123-4567-89ab\\ncdef").contains("a line break"));
+    assert!(why("0123-4567-89ab\tcdef").contains("control character"));
     assert_eq!(weakness("0123-4567-89ab-cdef"), None);
 }
 
