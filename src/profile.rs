@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::error::{Doing, Error, Result};
+use crate::format::archive::Layout;
 use crate::format::seed;
 
 /// Where an image puts its own profile.
@@ -57,14 +58,13 @@ pub struct State {
     pub directory: String,
     /// restage's own directory on the same file system: staged archives, journals, kept keys.
     pub own_directory: String,
+    /// What lies in `directory`, and in a backup.
+    pub layout: Layout,
     /// Whether an archive, which holds keys, may be staged on a file system that is not encrypted.
     pub allow_unencrypted: bool,
-    /// The state file, a plain name in `directory`.
-    pub file: String,
-    /// The lines of the state file whose keys begin so come from the backup; all others stay.
-    pub from_backup: Vec<String>,
-    /// A backup without one of these applications is refused.
-    pub primary_applications: Vec<String>,
+    /// What concerns the state file; none when the OS has none like IncusOS's, and everything comes from
+    /// the backup.
+    pub settings: Option<Settings>,
     /// The key of the local pool, which `--skip local-data-encryption-key` leaves alone.
     pub local_data_key: Option<String>,
     /// Names of key files, with at most one `*`, of which none is ever destroyed.
@@ -82,6 +82,19 @@ pub struct State {
     pub max_files: u64,
     /// The most bytes of all files in a backup.
     pub max_bytes: u64,
+}
+
+/// What concerns the state file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The state file, a plain name in the state directory.
+    pub file: String,
+    /// The lines of the state file whose keys begin so come from the backup; all others stay.
+    pub from_backup: Vec<String>,
+    /// A backup without one of these applications is refused.
+    pub primary_applications: Vec<String>,
 }
 
 /// A LUKS2 volume with recovery passphrases.
@@ -287,14 +300,33 @@ impl State {
         {
             return Err("field `state`: one directory lies in the other".to_owned());
         }
-        let patterns = self.precious.iter().map(|p| ("precious", p.replacen('*', "x", 1)));
-        let keys = self.volumes.iter().map(|volume| ("volumes.key", volume.key.clone()));
-        let local = self.local_data_key.iter().map(|key| ("local_data_key", key.clone()));
-        let file = std::iter::once(("file", self.file.clone()));
-        for (field, name) in patterns.chain(keys).chain(local).chain(file) {
-            if !is_plain_name(&name) {
+        for pattern in &self.precious {
+            let (above, last) = pattern.rsplit_once('/').unwrap_or(("", pattern));
+            let above = if above.is_empty() { Vec::new() } else { above.split('/').collect() };
+            let is_plain =
+                above.into_iter().all(is_plain_name) && is_plain_name(&last.replacen('*', "x", 1));
+            if !is_plain || (self.layout == Layout::Flat && pattern.contains('/')) {
+                return Err(format!("field `state.precious`: `{pattern}` is no plain name"));
+            }
+        }
+        let keys = self.volumes.iter().map(|volume| ("volumes.key", &volume.key));
+        let local = self.local_data_key.iter().map(|key| ("local_data_key", key));
+        let file = self.settings.iter().map(|settings| ("settings.file", &settings.file));
+        for (field, name) in keys.chain(local).chain(file) {
+            if !is_plain_name(name) {
                 return Err(format!("field `state.{field}`: `{name}` is no plain name"));
             }
+        }
+        let names: std::collections::BTreeSet<_> = self.volumes.iter().map(|v| &v.name).collect();
+        if names.len() != self.volumes.len() {
+            return Err("field `state.volumes`: a name is there twice".to_owned());
+        }
+        if self.settings.is_none() && !self.volumes.is_empty() {
+            return Err(
+                "field `state.volumes`: their passphrases are in the state file, and field \
+                        `state.settings` names none"
+                    .to_owned(),
+            );
         }
         if !self.device.starts_with("/dev/") || self.device.contains("..") {
             return Err(format!("field `state.device`: `{}` is no device", self.device));

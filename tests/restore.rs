@@ -16,6 +16,7 @@ use std::fs;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
+use restage::format::archive::{Entry, Layout, Writer};
 use support::state::{OLD, ROOT_KEY, System, files, state_text};
 
 const NEW: &str = "new-passphrase-4567";
@@ -292,13 +293,9 @@ fn a_cancelled_restore_leaves_nothing() {
 /// A gzip tar of these files, with this state file.
 fn archive(system: &System, name: &str, files: &[(&str, &str)]) -> String {
     let path = system.file(name);
-    let mut writer = restage::format::archive::Writer::new(fs::File::create(&path).unwrap());
+    let mut writer = Writer::new(fs::File::create(&path).unwrap(), Layout::Flat);
     for (name, text) in files {
-        let entry = restage::format::archive::Entry {
-            name: (*name).to_owned(),
-            bytes: text.len() as u64,
-            modified: 0,
-        };
+        let entry = Entry::file(*name, text.len() as u64, 0);
         writer.append(&entry, &mut text.as_bytes()).unwrap();
     }
     writer.finish().unwrap();

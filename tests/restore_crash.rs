@@ -27,11 +27,11 @@ use std::rc::Rc;
 
 use restage::apply::restore::probe::Trial;
 use restage::apply::restore::{Machine, Restored, at_boot, confirm};
-use restage::format::archive::{Entry, Writer};
+use restage::format::archive::{Entry, Layout, Writer};
 use restage::format::luks::{self, Header, Slot};
 use restage::plan::facts::HostFacts;
 use restage::platform::Store;
-use restage::platform::state_fs::{FileEntry, Listing, Place, StateFs};
+use restage::platform::state_fs::{Listing, Place, StateFs};
 use restage::platform::volume::Volume;
 use restage::profile::Profile;
 use restage::request::{Staged, stage_restore};
@@ -140,13 +140,9 @@ impl StateFs for SimState {
             _ => Vec::new(),
         };
         let files = world.files(place).map(|files| files.clone()).unwrap_or_default();
-        let entry = |(name, bytes): (String, Vec<u8>)| FileEntry {
-            name,
-            bytes: bytes.len() as u64,
-            modified: 0,
-        };
+        let entry = |(name, bytes): (String, Vec<u8>)| Entry::file(name, bytes.len() as u64, 0);
         Ok(Listing {
-            files: files.into_iter().map(entry).collect(),
+            entries: files.into_iter().map(entry).collect(),
             odd: odd.into_iter().map(|name| (name, "not a regular file".to_owned())).collect(),
         })
     }
@@ -154,6 +150,15 @@ impl StateFs for SimState {
         let mut world = self.0.borrow_mut();
         let bytes = world.files(place).and_then(|files| files.get(name).cloned());
         Ok(bytes.map(|bytes| Box::new(io::Cursor::new(bytes)) as Box<dyn Read>))
+    }
+    fn look(&self, place: Place<'_>, name: &str) -> io::Result<Option<Entry>> {
+        Ok(self.list(place)?.entries.into_iter().find(|entry| entry.name == name))
+    }
+    fn settle(&mut self, place: Place<'_>, _directory: &Entry) -> io::Result<()> {
+        panic!("{place:?}: there is none in the flat layout");
+    }
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
     }
     fn make(&mut self, place: Place<'_>) -> io::Result<()> {
         assert_eq!(place, Place::New);
@@ -163,7 +168,8 @@ impl StateFs for SimState {
             world.new = Some(Directory { number, files: Files::new(), odd: Vec::new() });
         })
     }
-    fn write(&mut self, place: Place<'_>, name: &str, content: &mut dyn Read) -> io::Result<()> {
+    fn write(&mut self, place: Place<'_>, entry: &Entry, content: &mut dyn Read) -> io::Result<()> {
+        let name = &entry.name;
         let mut bytes = Vec::new();
         content.read_to_end(&mut bytes)?;
         let mut world = self.0.borrow_mut();
@@ -422,13 +428,13 @@ impl Lab {
             fail_at: None,
             is_full: false,
         }));
-        let mut archive = Writer::new(Vec::new());
+        let mut archive = Writer::new(Vec::new(), Layout::Flat);
         for (name, text) in [
             ("state.txt", state_text("there", NEW).as_str()),
             ("zpool.local.key", "local, of there"),
             ("recovery.root.key", "of another machine"),
         ] {
-            let entry = Entry { name: name.to_owned(), bytes: text.len() as u64, modified: 0 };
+            let entry = Entry::file(name, text.len() as u64, 0);
             archive.append(&entry, &mut text.as_bytes()).unwrap();
         }
         let archive = archive.finish().unwrap();

@@ -14,12 +14,13 @@ use crate::apply::restore::probe::Trial;
 use crate::apply::restore::{Machine, extract, state_of};
 use crate::cli;
 use crate::error::{Doing, Error, Refused, Result};
-use crate::format::archive::{Entry, ReadError, Writer};
+use crate::format::archive::{Entry, Kind, ReadError, Writer};
 use crate::format::hex;
 use crate::format::state::StateFile;
 use crate::plan::restore::Backup;
 use crate::platform::console::{self, Sink};
-use crate::platform::state_fs::{NewFile, Place, only_files};
+use crate::platform::new_file::NewFile;
+use crate::platform::state_fs::{Place, only_entries};
 use crate::profile::{Profile, State};
 use crate::request::restore::SkipItem;
 use crate::request::stage_restore;
@@ -76,7 +77,7 @@ pub fn backup(arguments: &cli::Backup) -> Result<Exit> {
         let files: Vec<_> = written
             .entries
             .iter()
-            .map(|entry| json!({ "name": entry.name, "bytes": entry.bytes }))
+            .map(|entry| json!({ "name": entry.name, "bytes": entry.bytes() }))
             .collect();
         print_json(&json!({
             "file": arguments.file, "bytes": written.bytes, "sha256": written.sha256, "files": files,
@@ -127,11 +128,13 @@ impl<W: Write> Write for Counting<W> {
 /// Writes every file of the state directory. A state that could not be restored is no backup.
 fn write(machine: &Machine, profile: &State, sink: &mut dyn Write) -> Result<Written> {
     let what = || format!("cannot back up /{}", profile.directory);
-    let files = only_files(machine.state.as_ref(), Place::State).doing(what)?;
-    if !files.iter().any(|file| file.name == profile.file) {
-        return Err(Error::new(what()).because(format!("there is no `{}`", profile.file)));
+    let files = only_entries(machine.state.as_ref(), Place::State).doing(what)?;
+    if let Some(settings) = &profile.settings
+        && !files.iter().any(|file| file.name == settings.file)
+    {
+        return Err(Error::new(what()).because(format!("there is no `{}`", settings.file)));
     }
-    let total: u64 = files.iter().map(|file| file.bytes).sum();
+    let total: u64 = files.iter().map(Entry::bytes).sum();
     if files.len() as u64 > profile.max_files || total > profile.max_bytes {
         return Err(Error::new(what()).because(format!(
             "{} files of {total} bytes are more than a restore accepts ({} files, {} bytes)",
@@ -141,15 +144,17 @@ fn write(machine: &Machine, profile: &State, sink: &mut dyn Write) -> Result<Wri
         )));
     }
     let sink = Counting { inner: sink, digest: Sha256::new(), bytes: 0 };
-    let mut archive = Writer::new(sink);
+    let mut archive = Writer::new(sink, profile.layout);
     let mut entries = Vec::new();
-    for file in files {
-        let entry = Entry { name: file.name, bytes: file.bytes, modified: file.modified };
-        let mut content = machine
-            .state
-            .open(Place::State, &entry.name)
-            .and_then(|file| file.ok_or_else(|| io::ErrorKind::NotFound.into()))
-            .doing(what)?;
+    for entry in files {
+        let mut content: Box<dyn Read> = match entry.kind {
+            Kind::File { .. } => machine
+                .state
+                .open(Place::State, &entry.name)
+                .and_then(|file| file.ok_or_else(|| io::ErrorKind::NotFound.into()))
+                .doing(what)?,
+            Kind::Directory | Kind::Symlink { .. } => Box::new(io::empty()),
+        };
         archive.append(&entry, &mut content).doing(what)?;
         entries.push(entry);
     }
@@ -189,6 +194,7 @@ pub fn inspect(arguments: &cli::Inspect) -> Result<Exit> {
     let mut machine = state::at(&arguments.place, &profile)?;
     let checked = stage_restore::check_backup(&mut machine, &profile, &skip, &backup, Trial::Look)?;
     let verdict = checked.map(|(planned, _)| planned.plan);
+    let state_file = backup.state.as_ref().and_then(|state| state.as_ref().ok());
     if arguments.json {
         print_json(&json!({
             "sha256": backup.sha256,
@@ -196,9 +202,10 @@ pub fn inspect(arguments: &cli::Inspect) -> Result<Exit> {
             "files": backup.files.iter()
                 .map(|(name, file)| json!({ "name": name, "bytes": file.bytes }))
                 .collect::<Vec<_>>(),
-            "state_version": backup.state.as_ref().ok().map(StateFile::version),
-            "applications": backup.state.as_ref().ok().map(StateFile::applications),
-            "recovery_keys": backup.state.as_ref().ok().map(|state| state.recovery_keys().count()),
+            "others": backup.others.keys().collect::<Vec<_>>(),
+            "state_version": state_file.map(StateFile::version),
+            "applications": state_file.map(StateFile::applications),
+            "recovery_keys": state_file.map(|state| state.recovery_keys().count()),
             "restores_here": verdict.is_ok(),
             "because": verdict.as_ref().err().map(|refused| &refused.reason),
             "plan": verdict.as_ref().ok(),
@@ -216,14 +223,19 @@ pub fn inspect(arguments: &cli::Inspect) -> Result<Exit> {
 fn text(backup: &Backup) -> String {
     let mut lines = vec![format!("SHA-256 {}, {} bytes", backup.sha256, backup.bytes)];
     lines.extend(backup.files.iter().map(|(name, file)| format!("{:>10}  {name}", file.bytes)));
+    lines.extend(backup.others.iter().map(|(name, kind)| match kind {
+        Kind::Symlink { target } => format!("{:>10}  {name} -> {target}", "link"),
+        Kind::Directory | Kind::File { .. } => format!("{:>10}  {name}", "directory"),
+    }));
     match &backup.state {
-        Ok(state) => lines.push(format!(
+        None => {}
+        Some(Ok(state)) => lines.push(format!(
             "state file: version {}, {} recovery key(s), applications: {}",
             state.version(),
             state.recovery_keys().count(),
             state.applications().join(", ")
         )),
-        Err(why) => lines.push(format!("state file: {why}")),
+        Some(Err(why)) => lines.push(format!("state file: {why}")),
     }
     lines.push(String::new());
     lines.join("\n")

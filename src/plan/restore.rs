@@ -8,9 +8,10 @@ use zeroize::Zeroizing;
 
 use super::facts::HostFacts;
 use crate::error::Refused;
+use crate::format::archive::Kind;
 use crate::format::luks::{MAX_SLOTS, SlotKind};
 use crate::format::state::{StateFile, weakness};
-use crate::profile::State;
+use crate::profile::{Settings, State};
 use crate::request::restore::{RestoreRequest, SkipItem};
 
 /// A restore leaves this much free on the state file system.
@@ -34,8 +35,10 @@ pub struct Backup {
     pub bytes: u64,
     /// The files in it.
     pub files: BTreeMap<String, FileFacts>,
-    /// Its state file, when there is one; else what is wrong with it.
-    pub state: Result<StateFile, String>,
+    /// Its directories and links.
+    pub others: BTreeMap<String, Kind>,
+    /// Its state file; else what is wrong with it. None when the OS has none.
+    pub state: Option<Result<StateFile, String>>,
 }
 
 /// The system that it would be restored to.
@@ -45,8 +48,8 @@ pub struct RestoreFacts {
     pub host: HostFacts,
     /// The files in the state directory.
     pub files: BTreeMap<String, FileFacts>,
-    /// Its state file; else what is wrong with it.
-    pub state: Result<StateFile, String>,
+    /// Its state file; else what is wrong with it. None when the OS has none.
+    pub state: Option<Result<StateFile, String>>,
     /// Free space on the state file system, in bytes.
     pub free_bytes: u64,
     /// Whether the state file system is encrypted; not asked where a directory was given by hand.
@@ -133,8 +136,8 @@ pub struct RestorePlan {
     pub dropped: Vec<String>,
     /// Keys of this system that the backup replaces; they are kept aside.
     pub superseded: Vec<String>,
-    /// Version of the backup's state file, and of this system's.
-    pub state_versions: (u32, u32),
+    /// Version of the backup's state file, and of this system's; none when the OS has none.
+    pub state_versions: Option<(u32, u32)>,
     /// Hardware addresses in the new state that become names.
     pub forgotten_macs: usize,
     /// Applications that the backup lists and this system lacks.
@@ -169,8 +172,8 @@ pub struct VolumePlan {
 pub struct PlannedRestore {
     /// What will happen.
     pub plan: RestorePlan,
-    /// The state file that the system will have.
-    pub state: StateFile,
+    /// The state file that the system will have; none when the OS has none.
+    pub state: Option<StateFile>,
 }
 
 /// Whether a file of the backup stays out of the new state, because this machine's own stays.
@@ -181,6 +184,80 @@ pub fn stays(name: &str, skip: &BTreeSet<SkipItem>, profile: &State) -> bool {
             && profile.local_data_key.as_deref() == Some(name))
 }
 
+/// Why an item cannot be skipped here: this OS has no such thing.
+fn check_skip(skip: &BTreeSet<SkipItem>, profile: &State) -> Result<(), Refused> {
+    let is_there = |item: &SkipItem| match item {
+        SkipItem::EncryptionRecoveryKeys | SkipItem::NetworkMacs => profile.settings.is_some(),
+        SkipItem::LocalDataEncryptionKey => profile.local_data_key.is_some(),
+    };
+    match skip.iter().find(|item| !is_there(item)) {
+        Some(item) => Err(Refused::because(format!("`--skip {item}`: this OS has no such thing"))),
+        None => Ok(()),
+    }
+}
+
+/// The new state file, and what is to be told of it.
+struct NewState {
+    file: StateFile,
+    versions: (u32, u32),
+    forgotten_macs: usize,
+    missing_applications: Vec<String>,
+    /// How many passphrases the backup brings.
+    passphrases: usize,
+}
+
+fn new_state(
+    skip: &BTreeSet<SkipItem>,
+    settings: &Settings,
+    backup: &Backup,
+    facts: &RestoreFacts,
+) -> Result<NewState, Refused> {
+    let name = &settings.file;
+    let named = |whose: &str, why: &str| Refused::because(format!("`{name}` of {whose}: {why}"));
+    let known = |state: &Option<Result<StateFile, String>>, whose: &str| match state {
+        Some(Ok(state)) => Ok(state.clone()),
+        Some(Err(why)) => Err(named(whose, why)),
+        None => Err(named(whose, "it was not looked at")),
+    };
+    let (present, there) =
+        (known(&facts.state, "this system")?, known(&backup.state, "the backup")?);
+    check_state(&there).map_err(|why| named("the backup", &why.reason))?;
+    let applications = there.applications();
+    if !settings.primary_applications.iter().any(|name| applications.contains(name)) {
+        let wanted = settings.primary_applications.join(", ");
+        return Err(Refused::because(format!("`{name}` of the backup lists none of {wanted}")));
+    }
+    let installed = present.applications();
+    let missing = applications.into_iter().filter(|name| !installed.contains(name)).collect();
+
+    let mut upgraded = there.clone();
+    upgraded.upgrade(present.version()).map_err(|why| named("the backup", &why.to_string()))?;
+    let mut state = present.composed(&upgraded, &settings.from_backup);
+    let mut forgotten_macs = 0;
+    if skip.contains(&SkipItem::NetworkMacs) {
+        let forgotten = state.forget_hardware_addresses();
+        forgotten_macs = forgotten.map_err(|why| named("the backup", &why.to_string()))?;
+    }
+    let mut passphrases = there.recovery_keys().count();
+    if skip.contains(&SkipItem::EncryptionRecoveryKeys) {
+        if facts.open_passphrases.is_empty() {
+            return Err(Refused::because(
+                "no passphrase of this system or of the backup opens its volumes; without `--skip \
+                 encryption-recovery-keys` the restore enrolls those of the backup",
+            ));
+        }
+        state.set_recovery_keys(&facts.open_passphrases);
+        passphrases = 0;
+    }
+    Ok(NewState {
+        file: state,
+        versions: (there.version(), present.version()),
+        forgotten_macs,
+        missing_applications: missing,
+        passphrases,
+    })
+}
+
 /// Checks everything, and says what will happen.
 pub fn plan(
     skip: &BTreeSet<SkipItem>,
@@ -189,48 +266,17 @@ pub fn plan(
     facts: &RestoreFacts,
 ) -> Result<PlannedRestore, Refused> {
     let refuse = |reason: String| Err(Refused::because(reason));
-    let named = |whose: &str, why: &String| {
-        Refused::because(format!("`{}` of {whose}: {why}", profile.file))
-    };
-    let present = facts.state.as_ref().map_err(|why| named("this system", why))?;
-    let there = backup.state.as_ref().map_err(|why| named("the backup", why))?;
-    check_state(there).map_err(|why| named("the backup", &why.reason))?;
-    let applications = there.applications();
-    if !profile.primary_applications.iter().any(|name| applications.contains(name)) {
-        return refuse(format!(
-            "`{}` of the backup lists none of {}",
-            profile.file,
-            profile.primary_applications.join(", ")
-        ));
+    check_skip(skip, profile)?;
+    let settings = profile.settings.as_ref();
+    let new = settings.map(|settings| new_state(skip, settings, backup, facts)).transpose()?;
+    if backup.files.is_empty() {
+        return refuse("the backup holds no file".to_owned());
     }
-    let installed = present.applications();
-    let missing = applications.into_iter().filter(|name| !installed.contains(name)).collect();
     check_system(profile, facts)?;
+    let passphrases = new.as_ref().map_or(0, |new| new.passphrases);
+    let volumes = if passphrases == 0 { Vec::new() } else { volumes(profile, facts, passphrases)? };
 
-    let mut upgraded = there.clone();
-    upgraded.upgrade(present.version()).map_err(|why| named("the backup", &why.to_string()))?;
-    let mut state = present.composed(&upgraded, &profile.from_backup);
-    let skips_keys = skip.contains(&SkipItem::EncryptionRecoveryKeys);
-    let forgotten_macs = if skip.contains(&SkipItem::NetworkMacs) {
-        let forgotten = state.forget_hardware_addresses();
-        forgotten.map_err(|why| named("the backup", &why.to_string()))?
-    } else {
-        0
-    };
-    if skips_keys {
-        if facts.open_passphrases.is_empty() {
-            return refuse(
-                "no passphrase of this system or of the backup opens its volumes; without `--skip \
-                 encryption-recovery-keys` the restore enrolls those of the backup"
-                    .to_owned(),
-            );
-        }
-        state.set_recovery_keys(&facts.open_passphrases);
-    }
-    let passphrases = if skips_keys { 0 } else { there.recovery_keys().count() };
-    let volumes = if skips_keys { Vec::new() } else { volumes(profile, facts, passphrases)? };
-
-    let is_state = |name: &String| *name == profile.file;
+    let is_state = |name: &String| settings.is_some_and(|settings| *name == settings.file);
     let taken: Vec<String> = backup
         .files
         .keys()
@@ -246,6 +292,11 @@ pub fn plan(
         })
         .cloned()
         .collect();
+    if let Some((name, above)) = kept.iter().find_map(|name| in_the_way(name, backup)) {
+        return refuse(format!(
+            "`{name}` of this system stays, and in the backup `{above}` is in its place"
+        ));
+    }
     let superseded = facts
         .files
         .iter()
@@ -279,14 +330,27 @@ pub fn plan(
         kept,
         dropped,
         superseded,
-        state_versions: (there.version(), present.version()),
-        forgotten_macs,
-        missing_applications: missing,
+        state_versions: new.as_ref().map(|new| new.versions),
+        forgotten_macs: new.as_ref().map_or(0, |new| new.forgotten_macs),
+        missing_applications: new
+            .as_ref()
+            .map_or_else(Vec::new, |new| new.missing_applications.clone()),
         volumes,
         passphrases,
         unconfirmed_boots: profile.unconfirmed_boots,
     };
-    Ok(PlannedRestore { plan, state })
+    Ok(PlannedRestore { plan, state: new.map(|new| new.file) })
+}
+
+/// What of the backup has the place of a file that stays, or of a directory above it.
+fn in_the_way<'a>(name: &'a str, backup: &Backup) -> Option<(&'a str, &'a str)> {
+    let above = name.match_indices('/').filter_map(|(at, _)| name.get(..at));
+    let is_there = |above: &&str| {
+        backup.files.contains_key(*above)
+            || matches!(backup.others.get(*above), Some(Kind::Symlink { .. }))
+    };
+    let found = above.into_iter().find(is_there);
+    found.or_else(|| backup.others.contains_key(name).then_some(name)).map(|above| (name, above))
 }
 
 /// What the backup's state file must have.
@@ -430,13 +494,16 @@ impl RestorePlan {
         let list = |what: &str, names: &[String]| {
             (!names.is_empty()).then(|| format!("{what}: {}", names.join(", ")))
         };
-        let (from, to) = self.state_versions;
-        let mut lines = vec![if from == to {
-            format!("state file: settings from the backup (version {to}), what is installed stays")
-        } else {
-            format!(
+        let mut lines = vec![match self.state_versions {
+            None => "everything comes from the backup, but for what is kept".to_owned(),
+            Some((from, to)) if from == to => {
+                format!(
+                    "state file: settings from the backup (version {to}), what is installed stays"
+                )
+            }
+            Some((from, to)) => format!(
                 "state file: settings from the backup (version {from}, brought to {to}), what is installed stays"
-            )
+            ),
         }];
         lines.extend(list("taken from the backup", &self.taken));
         lines.extend(list("kept as they are here", &self.kept));
@@ -453,7 +520,7 @@ impl RestorePlan {
                 volume.old.len()
             ));
         }
-        if self.volumes.is_empty() {
+        if self.volumes.is_empty() && self.state_versions.is_some() {
             lines.push("recovery passphrases stay".to_owned());
         }
         lines.extend(list(

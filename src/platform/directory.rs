@@ -108,20 +108,24 @@ pub fn new_file(directory: impl AsFd, name: &str) -> io::Result<File> {
 /// Makes a file that is not there yet, by way of `temporary`: under its own name it appears whole
 /// and durable, or not at all. This order is the one that came through every cut on FAT.
 pub fn create(directory: impl AsFd, temporary: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
-    create_from(directory, temporary, name, &mut &*bytes).map(drop)
+    create_from(directory, temporary, name, &mut &*bytes, &|| Ok(())).map(drop)
 }
 
-/// The same from a stream. Returns how many bytes it was.
+/// The same from a stream. `complete` gives it what it needs besides its content. Returns how many
+/// bytes it was.
 pub fn create_from(
     directory: impl AsFd,
     temporary: &str,
     name: &str,
     content: &mut dyn Read,
+    complete: &dyn Fn() -> io::Result<()>,
 ) -> io::Result<u64> {
     let directory = directory.as_fd();
     shred(directory, temporary)?;
     let mut file = new_file(directory, temporary)?;
-    let bytes = match io::copy(content, &mut file).and_then(|n| file.sync_all().map(|()| n)) {
+    let bytes = match io::copy(content, &mut file)
+        .and_then(|n| complete().and_then(|()| file.sync_all()).map(|()| n))
+    {
         Ok(bytes) => bytes,
         Err(error) => {
             // A full file system: give the space back, then say so.

@@ -86,7 +86,7 @@ impl Store for EspDirectory {
     }
 
     fn create_from(&mut self, name: &str, content: &mut dyn Read) -> io::Result<u64> {
-        directory::create_from(self.own()?, &temporary(name), name, content)
+        directory::create_from(self.own()?, &temporary(name), name, content, &|| Ok(()))
     }
 
     fn mark(&mut self, name: &str) -> io::Result<()> {

@@ -15,6 +15,7 @@ pub mod efivar;
 pub mod esp;
 pub mod host;
 pub mod locate;
+pub mod new_file;
 pub mod state_fs;
 pub mod tpm;
 pub mod volume;

@@ -260,8 +260,8 @@ pub fn status(machine: &Machine) -> Result<RestoreStatus> {
     let what = || "cannot list the keys that are kept aside".to_owned();
     for id in machine.state.superseded().doing(what)? {
         let listing = machine.state.list(Place::Superseded(&id)).doing(what)?;
-        let odd = listing.odd.into_iter().map(|(name, _)| name);
-        let files = listing.files.into_iter().map(|file| file.name).chain(odd).collect();
+        let odd = listing.odd.iter().map(|(name, _)| name.clone());
+        let files = listing.files().map(ToOwned::to_owned).chain(odd).collect();
         superseded.push(SupersededKeys { id, files });
     }
     Ok(RestoreStatus {

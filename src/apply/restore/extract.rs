@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::Machine;
 use crate::error::{Doing, Error, Refused, Result};
-use crate::format::archive::{self, Entry, Limits, ReadError};
+use crate::format::archive::{self, Attributes, Entry, Kind, Limits, ReadError};
 use crate::format::hex;
 use crate::format::state::StateFile;
 use crate::plan::restore::{Backup, FileFacts, PlannedRestore, stays};
@@ -59,12 +59,14 @@ pub fn read(
     visit: &mut Visit<'_>,
 ) -> Result<Backup, ReadError> {
     let mut files = BTreeMap::new();
+    let mut others = BTreeMap::new();
     let mut state: Option<Zeroizing<Vec<u8>>> = None;
+    let state_file = profile.settings.as_ref().map(|settings| settings.file.as_str());
     let limits = Limits { files: profile.max_files, bytes: profile.max_bytes };
     let mut source = BufReader::new(Hashing::new(source));
-    archive::read(&mut source, limits, &mut |entry, content| {
+    archive::read(&mut source, profile.layout, limits, &mut |entry, content| {
         let mut content = Hashing::new(content);
-        if entry.name == profile.file {
+        if Some(entry.name.as_str()) == state_file {
             let mut bytes = Zeroizing::new(Vec::new());
             (&mut content).take(MAX_STATE_BYTES + 1).read_to_end(&mut bytes)?;
             state = Some(bytes);
@@ -73,15 +75,19 @@ pub fn read(
         }
         io::copy(&mut content, &mut io::sink())?;
         let (sha256, bytes) = content.finish();
-        files.insert(entry.name.clone(), FileFacts { bytes, sha256 });
+        if let Kind::File { .. } = entry.kind {
+            files.insert(entry.name.clone(), FileFacts { bytes, sha256 });
+        } else {
+            others.insert(entry.name.clone(), entry.kind.clone());
+        }
         Ok(())
     })?;
-    let state = match state {
+    let state = state_file.map(|_| match state {
         None => Err("it is not there".to_owned()),
         Some(bytes) => parse_state(&bytes),
-    };
+    });
     let (sha256, bytes) = source.into_inner().finish();
-    Ok(Backup { sha256, bytes, files, state })
+    Ok(Backup { sha256, bytes, files, others, state })
 }
 
 /// Reads a state file; the error says what is wrong with it.
@@ -92,12 +98,13 @@ pub fn parse_state(bytes: &[u8]) -> Result<StateFile, String> {
     StateFile::parse(bytes).map_err(|error| error.to_string())
 }
 
-/// Extracts the staged archive, and believes it only when its digest is the request's.
+/// Extracts the staged archive, and believes it only when its digest is the request's. Returns its
+/// directories besides, which get their attributes when all is in them.
 pub fn into_new(
     machine: &mut Machine,
     profile: &State,
     request: &RestoreRequest,
-) -> Result<Backup, Refused> {
+) -> Result<(Backup, Vec<Entry>), Refused> {
     let name = file_name(&request.id, "ARC");
     let refused = |why: String| Refused::because(format!("the staged archive {name}: {why}"));
     let failed = |error: io::Error| refused(error.to_string());
@@ -106,17 +113,21 @@ pub fn into_new(
     machine.state.make(Place::New).map_err(failed)?;
     let state = machine.state.as_mut();
     let skip: &BTreeSet<SkipItem> = &request.skip;
+    let mut directories = Vec::new();
     let backup = read(archive, profile, &mut |entry, content| {
         if stays(&entry.name, skip, profile) {
             return Ok(());
         }
-        state.write(Place::New, &entry.name, content)
+        if entry.kind == Kind::Directory {
+            directories.push(entry.clone());
+        }
+        state.write(Place::New, entry, content)
     })
     .map_err(|error| refused(error.to_string()))?;
     if backup.sha256 != request.archive.sha256 || backup.bytes != request.archive.bytes {
         return Err(refused("it is not the one that was staged: its SHA-256 differs".to_owned()));
     }
-    Ok(backup)
+    Ok((backup, directories))
 }
 
 /// What the extracted backup lacks: the files that stay, and the new state file. What was extracted
@@ -124,7 +135,7 @@ pub fn into_new(
 pub fn complete(
     machine: &mut Machine,
     profile: &State,
-    backup: &Backup,
+    (backup, directories): &(Backup, Vec<Entry>),
     planned: &PlannedRestore,
 ) -> Result<()> {
     let what = || "cannot complete the new state".to_owned();
@@ -136,18 +147,42 @@ pub fn complete(
         }
     }
     for name in &planned.plan.kept {
-        copy(machine.state.as_mut(), Place::State, name, Place::New).doing(what)?;
+        copy(machine.state.as_mut(), (Place::State, name), (Place::New, name)).doing(what)?;
     }
-    let text = planned.state.encode();
-    machine.state.write(Place::New, &profile.file, &mut text.as_slice()).doing(what)
+    if let (Some(settings), Some(new)) = (&profile.settings, &planned.state) {
+        let text = new.encode();
+        let mut entry = Entry::file(&settings.file, text.len() as u64, machine.host.now);
+        let present = machine.state.look(Place::State, &settings.file).doing(what)?;
+        if let Some(present) = present {
+            entry.attributes = Attributes { modified: machine.host.now, ..present.attributes };
+        }
+        machine.state.write(Place::New, &entry, &mut text.as_slice()).doing(what)?;
+    }
+    // From the innermost outwards, for each of them changes the time of the one above.
+    for directory in directories.iter().rev() {
+        machine.state.settle(Place::New, directory).doing(what)?;
+    }
+    machine.state.sync().doing(what)
 }
 
-/// Copies a file that is not there yet.
-pub fn copy(state: &mut dyn StateFs, from: Place<'_>, name: &str, to: Place<'_>) -> io::Result<()> {
-    let mut content = state
-        .open(from, name)?
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("`{name}` is not there")))?;
-    state.write(to, name, &mut content)
+/// Copies a file that is not there yet, and the directories above it that are not there.
+pub fn copy(
+    state: &mut dyn StateFs,
+    (from, name): (Place<'_>, &str),
+    (to, new_name): (Place<'_>, &str),
+) -> io::Result<()> {
+    let missing = || io::Error::new(io::ErrorKind::NotFound, format!("`{name}` is not there"));
+    for (at, _) in new_name.match_indices('/') {
+        let above = new_name.get(..at).unwrap_or_default();
+        if state.look(to, above)?.is_none() {
+            let directory = state.look(from, above)?.ok_or_else(missing)?;
+            state.write(to, &directory, &mut io::empty())?;
+            state.settle(to, &directory)?;
+        }
+    }
+    let entry = Entry { name: new_name.to_owned(), ..state.look(from, name)?.ok_or_else(missing)? };
+    let mut content = state.open(from, name)?.ok_or_else(missing)?;
+    state.write(to, &entry, &mut content)
 }
 
 /// SHA-256 of a file; none when it is not there.

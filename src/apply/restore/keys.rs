@@ -4,6 +4,7 @@
 use super::extract::{copy, digest};
 use super::{Committed, Machine};
 use crate::error::{Doing, Error, Result};
+use crate::format::archive::Kind;
 use crate::platform::state_fs::Place;
 use crate::profile::State;
 
@@ -16,11 +17,14 @@ struct Precious {
 
 fn precious(machine: &Machine, profile: &State, place: Place<'_>) -> Result<Precious> {
     let listing = machine.state.list(place).doing(|| "cannot list the keys".to_owned())?;
-    let files = listing.files.into_iter().map(|file| file.name);
-    Ok(Precious {
-        files: files.filter(|name| profile.is_precious(name)).collect(),
-        odd: listing.odd.into_iter().find(|(name, _)| profile.is_precious(name)),
-    })
+    let files = listing.files().filter(|name| profile.is_precious(name)).map(ToOwned::to_owned);
+    let files = files.collect();
+    // A directory or a link with the name of a key is odd, too.
+    let entries =
+        listing.entries.into_iter().filter(|entry| !matches!(entry.kind, Kind::File { .. }));
+    let named = entries.map(|entry| (entry.name, "not a regular file".to_owned()));
+    let odd = listing.odd.into_iter().chain(named).find(|(name, _)| profile.is_precious(name));
+    Ok(Precious { files, odd })
 }
 
 fn is_same(machine: &Machine, one: Place<'_>, name: &str, other: Place<'_>) -> Result<bool> {
@@ -41,12 +45,7 @@ pub fn keep(machine: &mut Machine, from: Place<'_>, name: &str, id: &str) -> Res
         match digest(state, aside, kept).doing(what)? {
             Some(found) if found == wanted => return Ok(()),
             Some(_) => {}
-            None => {
-                let content = state.open(from, name).doing(what)?;
-                let mut content =
-                    content.ok_or_else(|| Error::new(what()).because("it is gone"))?;
-                return state.write(aside, kept, &mut content).doing(what);
-            }
+            None => return copy(state, (from, name), (aside, kept)).doing(what),
         }
     }
     Err(Error::new(what()).because("another file has its place"))
@@ -79,7 +78,7 @@ pub fn keep_new(machine: &mut Machine, profile: &State, committed: &Committed) -
     for name in precious(machine, profile, Place::State)?.files {
         let state = machine.state.as_mut();
         if digest(state, Place::Sibling, &name).doing(what)?.is_none() {
-            copy(state, Place::State, &name, Place::Sibling).doing(what)?;
+            copy(state, (Place::State, &name), (Place::Sibling, &name)).doing(what)?;
         } else if !is_same(machine, Place::State, &name, Place::Sibling)? {
             keep(machine, Place::State, &name, &committed.request.id)?;
         }

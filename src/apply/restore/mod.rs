@@ -213,12 +213,13 @@ fn prepare(
     // Before the extraction takes its share of it.
     let free = machine.state.free_bytes();
     let free = free.doing(|| "cannot tell the free space".to_owned()).map_err(refused)?;
-    let backup = extract::into_new(machine, state, request)?;
-    let facts = probe::facts(machine, state, &request.skip, Some(&backup), Trial::Make);
+    let extracted = extract::into_new(machine, state, request)?;
+    let backup = &extracted.0;
+    let facts = probe::facts(machine, state, &request.skip, Some(backup), Trial::Make);
     let facts = RestoreFacts { free_bytes: free, ..facts.map_err(refused)? };
     check_request(request, profile.limits.request_age_s, &facts)?;
-    let planned = crate::plan::restore::plan(&request.skip, state, &backup, &facts)?;
-    extract::complete(machine, state, &backup, &planned).map_err(refused)?;
+    let planned = crate::plan::restore::plan(&request.skip, state, backup, &facts)?;
+    extract::complete(machine, state, &extracted, &planned).map_err(refused)?;
     let what = || "cannot look at the state directories".to_owned();
     let identity = |place| -> Result<u64> {
         let found = machine.state.identity(place).doing(what)?;

@@ -8,12 +8,13 @@ use zeroize::Zeroizing;
 use super::Machine;
 use super::extract::{self, MAX_STATE_BYTES};
 use crate::error::{Doing, Result};
+use crate::format::archive::Kind;
 use crate::format::luks::{Header, SlotKind};
 use crate::format::state::StateFile;
 use crate::plan::restore::{
     Backup, FileFacts, RecordedSlot, RestoreFacts, VolumeFacts, VolumeHeader,
 };
-use crate::platform::state_fs::{Place, only_files, read_small};
+use crate::platform::state_fs::{Place, only_entries, read_small};
 use crate::platform::volume::{Volume, opening_slot};
 use crate::profile::State;
 use crate::request::restore::SkipItem;
@@ -40,22 +41,28 @@ pub fn facts(
 ) -> Result<RestoreFacts> {
     let what = || format!("cannot look at the state directory /{}", profile.directory);
     let mut files = BTreeMap::new();
-    for file in only_files(machine.state.as_ref(), Place::State).doing(what)? {
+    for entry in only_entries(machine.state.as_ref(), Place::State).doing(what)? {
+        let Kind::File { bytes } = entry.kind else { continue };
         let sha256 =
-            extract::digest(machine.state.as_ref(), Place::State, &file.name).doing(what)?;
-        files
-            .insert(file.name, FileFacts { bytes: file.bytes, sha256: sha256.unwrap_or_default() });
+            extract::digest(machine.state.as_ref(), Place::State, &entry.name).doing(what)?;
+        files.insert(entry.name, FileFacts { bytes, sha256: sha256.unwrap_or_default() });
     }
-    let bytes = read_small(machine.state.as_ref(), Place::State, &profile.file, MAX_STATE_BYTES);
-    let state = match bytes.doing(what)? {
-        Some(bytes) => extract::parse_state(&bytes),
-        None => Err("it is not there".to_owned()),
+    let state = match &profile.settings {
+        None => None,
+        Some(settings) => {
+            let state = machine.state.as_ref();
+            let bytes = read_small(state, Place::State, &settings.file, MAX_STATE_BYTES);
+            Some(match bytes.doing(what)? {
+                Some(bytes) => extract::parse_state(&bytes),
+                None => Err("it is not there".to_owned()),
+            })
+        }
     };
     let skips_keys = skip.contains(&SkipItem::EncryptionRecoveryKeys);
     let volumes = if skips_keys { Vec::new() } else { volumes(machine, profile)? };
     let open_passphrases = match (&state, skips_keys) {
-        (Ok(state), true) => {
-            let there = backup.and_then(|backup| backup.state.as_ref().ok());
+        (Some(Ok(state)), true) => {
+            let there = backup.and_then(|backup| backup.state.as_ref()?.as_ref().ok());
             let there = there.into_iter().flat_map(StateFile::recovery_keys);
             let candidates: BTreeSet<&str> = state.recovery_keys().chain(there).collect();
             open_passphrases(machine, &candidates)

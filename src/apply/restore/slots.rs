@@ -44,10 +44,16 @@ fn record(slot: &Slot) -> RecordedSlot {
     RecordedSlot { index: slot.index, digest: slot.digest.clone() }
 }
 
+/// A profile without one has no volumes either.
+fn state_file(profile: &State) -> &str {
+    profile.settings.as_ref().map_or("", |settings| &settings.file)
+}
+
 /// The recovery passphrases that a state lists.
 fn listed(machine: &Machine, profile: &State, place: Place<'_>) -> Result<Vec<Zeroizing<String>>> {
     let what = || "cannot read the recovery passphrases".to_owned();
-    let bytes = read_small(machine.state.as_ref(), place, &profile.file, MAX_STATE_BYTES);
+    let file = state_file(profile);
+    let bytes = read_small(machine.state.as_ref(), place, file, MAX_STATE_BYTES);
     let bytes = bytes.doing(what)?.ok_or_else(|| Error::new(what()).because("no state file"))?;
     let state = parse_state(&bytes).doing(what)?;
     Ok(state.recovery_keys().map(|key| Zeroizing::new(key.to_owned())).collect())
@@ -186,7 +192,7 @@ pub fn remove(
         let numbers: Vec<_> = go.iter().map(|slot| slot.index.to_string()).collect();
         return Ok(Ended::PassedOver(format!(
             "no passphrase of `{}` opens another key slot of `{}`: key slot {} stays",
-            profile.file,
+            state_file(profile),
             plan.name,
             numbers.join(", ")
         )));

@@ -2,15 +2,17 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use tar::{EntryType, Header};
+
 use super::*;
 
 const LIMITS: Limits = Limits { files: 100, bytes: 1 << 20 };
 type Files = BTreeMap<String, Vec<u8>>;
 
 fn written(files: &Files) -> Vec<u8> {
-    let mut writer = Writer::new(Vec::new());
+    let mut writer = Writer::new(Vec::new(), Layout::Flat);
     for (name, content) in files {
-        let entry = Entry { name: name.clone(), bytes: content.len() as u64, modified: 7 };
+        let entry = Entry::file(name, content.len() as u64, 7);
         writer.append(&entry, &mut content.as_slice()).unwrap();
     }
     writer.finish().unwrap()
@@ -18,7 +20,7 @@ fn written(files: &Files) -> Vec<u8> {
 
 fn files(archive: &[u8]) -> Result<Files, ReadError> {
     let mut files = Files::new();
-    read(archive, LIMITS, &mut |entry, content| {
+    read(archive, Layout::Flat, LIMITS, &mut |entry, content| {
         let mut bytes = Vec::new();
         content.read_to_end(&mut bytes)?;
         files.insert(entry.name.clone(), bytes);
@@ -46,6 +48,8 @@ fn header(name: &[u8], bytes: u64, change: impl FnOnce(&mut Header)) -> Vec<u8> 
     header.as_old_mut().name[..name.len()].copy_from_slice(name);
     header.set_size(bytes);
     header.set_mode(0o600);
+    header.set_uid(0);
+    header.set_gid(0);
     header.set_mtime(0);
     header.set_entry_type(EntryType::Regular);
     change(&mut header);
@@ -138,7 +142,7 @@ fn only_plain_names_are_accepted() {
         (b".", "no name of a file"),
         (b"./", "no name of a file"),
         (b"", "no name of a file"),
-        (b"a\nb", "a control character in the name"),
+        (b"a\nb", "a name with a control character"),
         (b"a\xff", "the name is not UTF-8"),
     ] {
         let said = refusal(&one(name, 0, |_| {}));
@@ -217,18 +221,19 @@ fn an_error_of_the_source_or_the_visitor_is_not_the_archives_fault() {
             Err(io::Error::from_raw_os_error(5))
         }
     }
-    let result = read(io::BufReader::new(Broken), LIMITS, &mut |_, _| Ok(()));
+    let result = read(io::BufReader::new(Broken), Layout::Flat, LIMITS, &mut |_, _| Ok(()));
     assert!(matches!(result, Err(ReadError::Io(_))), "{result:?}");
     let full = || io::Error::from(io::ErrorKind::StorageFull);
-    let result = read(written(&some()).as_slice(), LIMITS, &mut |_, _| Err(full()));
+    let result = read(written(&some()).as_slice(), Layout::Flat, LIMITS, &mut |_, _| Err(full()));
     assert!(matches!(result, Err(ReadError::Io(_))), "{result:?}");
 }
 
 #[test]
 fn a_file_that_changes_while_it_is_read_is_noticed() {
-    let entry = Entry { name: "x".to_owned(), bytes: 3, modified: 0 };
+    let entry = Entry::file("x", 3, 0);
     for content in [&b"ab"[..], b"abcd"] {
-        let said = Writer::new(Vec::new()).append(&entry, &mut &content[..]).unwrap_err();
+        let said =
+            Writer::new(Vec::new(), Layout::Flat).append(&entry, &mut &content[..]).unwrap_err();
         assert_eq!(said.to_string(), "`x` was changed meanwhile");
     }
 }
@@ -237,7 +242,7 @@ proptest! {
     #[test]
     fn what_is_written_is_read(
         files_in in prop::collection::btree_map(
-            "[a-zA-Z0-9._ é-]{1,40}".prop_filter("a name", |n| unfit_name(n).is_none()),
+            "[a-zA-Z0-9._ é-]{1,40}".prop_filter("a name", |n| unfit_name(n, Layout::Flat).is_none()),
             prop::collection::vec(any::<u8>(), 0..2000),
             0..12,
         )
@@ -257,3 +262,5 @@ proptest! {
         }
     }
 }
+
+mod tree;

@@ -1,7 +1,6 @@
-//! The directory of the OS's state, what lies beside it, and the exchange of the two.
-//! Side: both. Touches the state file system below the directories of the profile.
+//! The state on a mounted file system.
+//! Side: both. Everything is reached through plain directories, beneath the root of the file system.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -9,106 +8,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, RenameFlags, Uid};
 use rustix::io::Errno;
-use zeroize::Zeroizing;
 
-use super::directory;
+use super::{Listing, Place, StateFs, attributes};
+use crate::format::archive::{Entry, Kind, Layout, unfit};
+use crate::platform::directory;
 use crate::profile::State;
-
-/// One of the directories that a restore works with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place<'a> {
-    /// The OS's state.
-    State,
-    /// Beside it: what a backup becomes before anything is committed. Worth nothing.
-    New,
-    /// Beside it: the committed new state, or the old one. There is a journal as long as it is there.
-    Sibling,
-    /// Keys that the operation with this id has replaced.
-    Superseded(&'a str),
-}
-
-/// A regular file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileEntry {
-    /// Its name.
-    pub name: String,
-    /// Length in bytes.
-    pub bytes: u64,
-    /// Time of the last change, in seconds since 1970.
-    pub modified: u64,
-}
-
-/// What is in a directory.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Listing {
-    /// The regular files, by name.
-    pub files: Vec<FileEntry>,
-    /// Everything that no backup could hold: its name as far as it can be shown, and why.
-    pub odd: Vec<(String, String)>,
-}
-
-/// The state, what lies beside it, and the keys that are kept aside. Files are flat and regular.
-pub trait StateFs {
-    /// A number that no other directory has and that a directory keeps for life; none when it is not
-    /// there.
-    fn identity(&self, place: Place<'_>) -> io::Result<Option<u64>>;
-    /// What is in it; nothing when the directory is not there.
-    fn list(&self, place: Place<'_>) -> io::Result<Listing>;
-    /// Opens a file for reading; none when it is not there.
-    fn open(&self, place: Place<'_>, name: &str) -> io::Result<Option<Box<dyn Read>>>;
-    /// Makes an empty directory, with the owner and mode of the state; what was there is destroyed.
-    fn make(&mut self, place: Place<'_>) -> io::Result<()>;
-    /// Makes a file that is not there yet: whole and durable when this returns, whole or absent after
-    /// a power cut. Makes the directory when it is not there.
-    fn write(&mut self, place: Place<'_>, name: &str, content: &mut dyn Read) -> io::Result<()>;
-    /// Destroys a directory: contents overwritten, then removed. Durable when this returns. Safe to
-    /// repeat.
-    fn remove(&mut self, place: Place<'_>) -> io::Result<()>;
-    /// What was extracted becomes the sibling, in one step. Durable when this returns.
-    fn promote(&mut self) -> io::Result<()>;
-    /// Exchanges the state and its sibling, in one step. Durable when this returns.
-    fn exchange(&mut self) -> io::Result<()>;
-    /// Looks whether the state is a plain directory that can be exchanged with another one, and that
-    /// restage's own lies on the same file system.
-    fn check_place(&self) -> io::Result<()>;
-    /// Tries an exchange of two empty directories beside the state. Leaves nothing behind.
-    fn try_exchange(&mut self) -> io::Result<()>;
-    /// Free space, in bytes.
-    fn free_bytes(&self) -> io::Result<u64>;
-    /// Whether the file system lies on an encrypted volume.
-    fn is_encrypted(&self) -> io::Result<bool>;
-    /// The ids with superseded keys.
-    fn superseded(&self) -> io::Result<Vec<String>>;
-    /// Where this file is, for a program that takes a path.
-    fn path(&self, place: Place<'_>, name: &str) -> PathBuf;
-}
-
-/// The files of a directory that must hold nothing else: an error names what is there besides.
-pub fn only_files(state: &dyn StateFs, place: Place<'_>) -> io::Result<Vec<FileEntry>> {
-    let listing = state.list(place)?;
-    match listing.odd.first() {
-        Some((name, why)) => Err(io::Error::other(format!("`{name}` is {why}"))),
-        None => Ok(listing.files),
-    }
-}
-
-/// Reads a small file that may be secret.
-pub fn read_small(
-    state: &dyn StateFs,
-    place: Place<'_>,
-    name: &str,
-    max_bytes: u64,
-) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
-    let Some(file) = state.open(place, name)? else { return Ok(None) };
-    let limit = usize::try_from(max_bytes).map_err(io::Error::other)?;
-    // One allocation: a grown Vec leaves copies of secrets behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(limit + 1));
-    file.take(max_bytes + 1).read_to_end(&mut bytes)?;
-    if bytes.len() > limit {
-        return Err(io::Error::other(format!("more than {max_bytes} bytes long")));
-    }
-    Ok(Some(bytes))
-}
 
 /// The real ones.
 pub struct StateDirectory {
@@ -118,6 +22,7 @@ pub struct StateDirectory {
     parent_path: PathBuf,
     name: String,
     own_path: PathBuf,
+    layout: Layout,
 }
 
 impl StateDirectory {
@@ -134,6 +39,7 @@ impl StateDirectory {
             parent_path,
             name: name.to_owned(),
             own_path: root.join(&profile.own_directory),
+            layout: profile.layout,
         })
     }
 
@@ -157,6 +63,31 @@ impl StateDirectory {
         }
     }
 
+    /// The directory that holds an entry, and the entry's name in it; none when it is not there.
+    fn open_parent<'a>(
+        &self,
+        place: Place<'_>,
+        name: &'a str,
+    ) -> io::Result<Option<(OwnedFd, &'a str)>> {
+        let Some(mut directory) = self.open_place(place)? else { return Ok(None) };
+        let (parents, last) = name.rsplit_once('/').unwrap_or(("", name));
+        for parent in parents.split('/').filter(|parent| !parent.is_empty()) {
+            match directory::open_at(&directory, parent)? {
+                Some(found) => directory = found,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some((directory, last)))
+    }
+
+    /// In the flat layout every file is private, and its time is of no interest.
+    fn apply_to_file(&self, directory: impl AsFd, name: &str, entry: &Entry) -> io::Result<()> {
+        match self.layout {
+            Layout::Flat => Ok(()),
+            Layout::Tree => attributes::apply(directory, name, &entry.kind, &entry.attributes),
+        }
+    }
+
     fn open_superseded(&self) -> io::Result<Option<OwnedFd>> {
         match directory::open(&self.own_path) {
             Ok(own) => directory::open_at(&own, SUPERSEDED),
@@ -176,6 +107,84 @@ impl StateDirectory {
             }
         }
     }
+}
+
+/// An entry of a directory, and its name in the place; else why no backup could hold it.
+fn entry_at(
+    directory: &OwnedFd,
+    name: &str,
+    full_name: &str,
+    layout: Layout,
+) -> io::Result<Result<Entry, String>> {
+    let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let bytes = u64::try_from(stat.st_size).map_err(io::Error::other)?;
+    let kind = match (FileType::from_raw_mode(stat.st_mode), layout) {
+        (FileType::RegularFile, Layout::Flat) => {
+            let modified = u64::try_from(stat.st_mtime).unwrap_or(0);
+            return Ok(Ok(Entry::file(full_name, bytes, modified)));
+        }
+        (_, Layout::Flat) => return Ok(Err("not a regular file".to_owned())),
+        (FileType::RegularFile, Layout::Tree) => Kind::File { bytes },
+        (FileType::Directory, Layout::Tree) => Kind::Directory,
+        (FileType::Symlink, Layout::Tree) => {
+            let target = rustix::fs::readlinkat(directory, name, Vec::new())?;
+            match target.into_string() {
+                Ok(target) => Kind::Symlink { target },
+                Err(_) => return Ok(Err("a link to a name that is not UTF-8".to_owned())),
+            }
+        }
+        (_, Layout::Tree) => return Ok(Err("neither file, directory nor link".to_owned())),
+    };
+    if stat.st_nlink > 1 && matches!(kind, Kind::File { .. }) {
+        log::warn!("`{full_name}` has {} names, and each becomes a file of its own", stat.st_nlink);
+    }
+    let attributes = attributes::read(directory, name, &stat)?;
+    Ok(Ok(Entry { name: full_name.to_owned(), kind, attributes }))
+}
+
+/// Everything below a directory, parents first.
+fn list_into(
+    listing: &mut Listing,
+    directory: &OwnedFd,
+    prefix: &str,
+    device: u64,
+    layout: Layout,
+) -> io::Result<()> {
+    for raw in directory::raw_names(directory)? {
+        let shown = format!("{prefix}{}", raw.to_string_lossy());
+        let Some(name) = raw.to_str() else {
+            listing.odd.push((shown, "no name in UTF-8".to_owned()));
+            continue;
+        };
+        let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if layout == Layout::Tree && FileType::from_raw_mode(stat.st_mode) == FileType::Socket {
+            // It belongs to who listens there, and is made anew by him.
+            log::info!("`{shown}` is a socket, and in no backup");
+            continue;
+        }
+        let entry = if stat.st_dev == device {
+            entry_at(directory, name, &shown, layout)?
+        } else {
+            Err("on another file system".to_owned())
+        };
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(why) => {
+                listing.odd.push((shown, why));
+                continue;
+            }
+        };
+        let is_directory = entry.kind == Kind::Directory;
+        if let Some(why) = unfit(&entry, layout) {
+            listing.odd.push((shown, why.to_owned()));
+            continue;
+        }
+        listing.entries.push(entry);
+        if is_directory && let Some(inner) = directory::open_at(directory, name)? {
+            list_into(listing, &inner, &format!("{shown}/"), device, layout)?;
+        }
+    }
+    Ok(())
 }
 
 const SUPERSEDED: &str = "superseded";
@@ -213,28 +222,27 @@ impl StateFs for StateDirectory {
     fn list(&self, place: Place<'_>) -> io::Result<Listing> {
         let Some(directory) = self.open_place(place)? else { return Ok(Listing::default()) };
         let mut listing = Listing::default();
-        for name in directory::raw_names(&directory)? {
-            let stat = rustix::fs::statat(&directory, &name, AtFlags::SYMLINK_NOFOLLOW)?;
-            let mut odd =
-                |name: &str, why: &str| listing.odd.push((name.to_owned(), why.to_owned()));
-            match name.to_str() {
-                None => odd(&name.to_string_lossy(), "no name in UTF-8"),
-                Some(name) if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile => {
-                    odd(name, "not a regular file");
-                }
-                Some(name) => listing.files.push(FileEntry {
-                    name: name.to_owned(),
-                    bytes: u64::try_from(stat.st_size).map_err(io::Error::other)?,
-                    modified: u64::try_from(stat.st_mtime).unwrap_or(0),
-                }),
-            }
+        let device = rustix::fs::fstat(&directory)?.st_dev;
+        if self.layout == Layout::Tree {
+            listing.entries.extend(entry_at(&directory, ".", ".", self.layout)?.ok());
         }
+        list_into(&mut listing, &directory, "", device, self.layout)?;
         Ok(listing)
     }
 
+    fn look(&self, place: Place<'_>, name: &str) -> io::Result<Option<Entry>> {
+        let Some((directory, last)) = self.open_parent(place, name)? else { return Ok(None) };
+        match entry_at(&directory, last, name, self.layout) {
+            Ok(Ok(entry)) => Ok(Some(entry)),
+            Ok(Err(why)) => Err(io::Error::other(format!("`{name}` is {why}"))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     fn open(&self, place: Place<'_>, name: &str) -> io::Result<Option<Box<dyn Read>>> {
-        let Some(directory) = self.open_place(place)? else { return Ok(None) };
-        let file = directory::open_file(&directory, name)?;
+        let Some((directory, last)) = self.open_parent(place, name)? else { return Ok(None) };
+        let file = directory::open_file(&directory, last)?;
         Ok(file.map(|file| Box::new(file) as Box<dyn Read>))
     }
 
@@ -253,12 +261,55 @@ impl StateFs for StateDirectory {
         Ok(rustix::fs::fsync(made)?)
     }
 
-    fn write(&mut self, place: Place<'_>, name: &str, content: &mut dyn Read) -> io::Result<()> {
-        let directory = match self.open_place(place)? {
-            Some(directory) => directory,
-            None => self.make_place(place)?,
-        };
-        directory::create_from(&directory, &format!(".{name}.restage"), name, content).map(drop)
+    fn write(&mut self, place: Place<'_>, entry: &Entry, content: &mut dyn Read) -> io::Result<()> {
+        if self.open_place(place)?.is_none() {
+            self.make_place(place)?;
+        }
+        let missing = || io::Error::new(io::ErrorKind::NotFound, "its directory is not there");
+        let (directory, name) = self.open_parent(place, &entry.name)?.ok_or_else(missing)?;
+        match &entry.kind {
+            Kind::Directory if entry.name == "." => return Ok(()),
+            Kind::Directory => {
+                rustix::fs::mkdirat(&directory, name, Mode::RWXU)?;
+                return if place == Place::New {
+                    Ok(())
+                } else {
+                    Ok(rustix::fs::fsync(&directory)?)
+                };
+            }
+            Kind::Symlink { target } => {
+                rustix::fs::symlinkat(target.as_str(), &directory, name)?;
+                attributes::apply(&directory, name, &entry.kind, &entry.attributes)?;
+                if place != Place::New {
+                    rustix::fs::fsync(&directory)?;
+                }
+            }
+            // Nothing looks there before it is whole.
+            Kind::File { .. } if place == Place::New => {
+                let mut file = directory::new_file(&directory, name)?;
+                io::copy(content, &mut file)?;
+                self.apply_to_file(&directory, name, entry)?;
+            }
+            Kind::File { .. } => {
+                let temporary = format!(".{name}.restage");
+                directory::create_from(&directory, &temporary, name, content, &|| {
+                    self.apply_to_file(&directory, &temporary, entry)
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, place: Place<'_>, directory: &Entry) -> io::Result<()> {
+        let missing = || io::Error::new(io::ErrorKind::NotFound, "it is not there");
+        let (parent, name) = self.open_parent(place, &directory.name)?.ok_or_else(missing)?;
+        attributes::apply(&parent, name, &directory.kind, &directory.attributes)?;
+        let settled = directory::open_at(&parent, name)?.ok_or_else(missing)?;
+        Ok(rustix::fs::fsync(settled)?)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(&self.parent)?)
     }
 
     fn remove(&mut self, place: Place<'_>) -> io::Result<()> {
@@ -379,58 +430,4 @@ fn is_on_crypt(device: &str, depth: u32) -> io::Result<bool> {
         on_any = true;
     }
     Ok(on_any)
-}
-
-/// A file whose name a person gave: written beside its place and moved there when it is whole.
-pub struct NewFile {
-    directory: OwnedFd,
-    name: String,
-    temporary: String,
-    file: File,
-}
-
-impl NewFile {
-    /// Begins a file at `path`, mode 0600. Nothing is seen there until [`NewFile::commit`].
-    pub fn begin(path: &Path) -> io::Result<Self> {
-        let name = path.file_name().ok_or_else(|| io::Error::other("not the name of a file"))?;
-        let name = name.to_str().ok_or_else(|| io::Error::other("the name is not UTF-8"))?;
-        let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
-        let directory = rustix::fs::open(
-            parent.unwrap_or(Path::new(".")),
-            rustix::fs::OFlags::RDONLY
-                | rustix::fs::OFlags::DIRECTORY
-                | rustix::fs::OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        let temporary = format!(".{name}.restage-{}", std::process::id());
-        let file = directory::new_file(&directory, &temporary)?;
-        Ok(Self { directory, name: name.to_owned(), temporary, file })
-    }
-
-    /// Where to write.
-    pub fn file(&mut self) -> &mut File {
-        &mut self.file
-    }
-
-    /// Makes it appear, durable when this returns; an existing file is replaced only if `replace`.
-    pub fn commit(self, replace: bool) -> io::Result<()> {
-        let flags = if replace { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
-        let moved = self.file.sync_all().and_then(|()| {
-            let (directory, name) = (&self.directory, &self.name);
-            Ok(rustix::fs::renameat_with(directory, &self.temporary, directory, name, flags)?)
-        });
-        match moved {
-            Ok(()) => Ok(rustix::fs::fsync(&self.directory)?),
-            Err(error) => {
-                self.abandon();
-                Err(error)
-            }
-        }
-    }
-
-    /// Leaves nothing behind.
-    pub fn abandon(self) {
-        // There is nothing better to do about a file that cannot be removed.
-        let _ = directory::shred(&self.directory, &self.temporary);
-    }
 }

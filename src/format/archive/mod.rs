@@ -1,21 +1,41 @@
-//! The backup: a flat gzip tar of regular files, as IncusOS writes and reads it.
+//! The backup: a gzip tar. In the flat layout it holds regular files only, as IncusOS writes and reads
+//! it; in the tree layout directories, links, owners and attributes too.
 //! Side: both. Streams from a reader or to a writer; memory does not grow with the archive.
 //!
 //! The `tar` crate accepts in silence what other readers see differently, so the dialect is a white
-//! list: what IncusOS, restage and GNU tar write for plain files. Everything else is a named error,
+//! list: what IncusOS, restage and GNU tar write for such files. Everything else is a named error,
 //! and nothing is believed before the end of the gzip member has been reached and checked.
 
+mod header;
+mod names;
+mod pax;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, Read, Write};
 
 use flate2::{Compression, bufread::GzDecoder, write::GzEncoder};
-use tar::{EntryType, Header};
+use serde::{Deserialize, Serialize};
+
+pub use names::{unfit, unfit_name};
+
+use header::Head;
 
 const BLOCK: usize = 512;
 /// GNU tar fills its last record with zeros; nobody needs more than this.
 const MAX_PADDING_BLOCKS: usize = 2048;
-/// ustar has room for so many bytes of a name, and for so many octal digits of a size.
-const MAX_NAME_BYTES: usize = 100;
+/// ustar has room for so many octal digits of a size.
 const MAX_FILE_BYTES: u64 = 0o777_7777_7777;
+
+/// What a backup may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Layout {
+    /// Regular files with plain names, private ones.
+    Flat,
+    /// Directories, regular files, links that stay inside, with their owners and attributes.
+    Tree,
+}
 
 /// What an archive may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,15 +46,71 @@ pub struct Limits {
     pub bytes: u64,
 }
 
-/// A file in an archive.
+/// What an entry is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// A plain name.
-    pub name: String,
-    /// Length in bytes.
-    pub bytes: u64,
+pub enum Kind {
+    /// A regular file.
+    File {
+        /// Length in bytes.
+        bytes: u64,
+    },
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink {
+        /// Where it points; never out of the backup.
+        target: String,
+    },
+}
+
+/// What the tree layout keeps of an entry besides its content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Permissions, with the set-user-ID, set-group-ID and sticky bits.
+    pub mode: u32,
+    /// User ID.
+    pub owner: u32,
+    /// Group ID.
+    pub group: u32,
     /// Time of the last change, in seconds since 1970.
     pub modified: u64,
+    /// Extended attributes, ACLs among them (`system.posix_acl_access`, `system.posix_acl_default`).
+    pub xattrs: BTreeMap<String, Vec<u8>>,
+}
+
+impl Default for Attributes {
+    /// Private, and root's.
+    fn default() -> Self {
+        Self { mode: 0o600, owner: 0, group: 0, modified: 0, xattrs: BTreeMap::new() }
+    }
+}
+
+/// An entry of an archive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// A plain name; in the tree layout a path below the directory, `.` being the directory itself.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+    /// In the flat layout those of a private file.
+    pub attributes: Attributes,
+}
+
+impl Entry {
+    /// A private file.
+    pub fn file(name: impl Into<String>, bytes: u64, modified: u64) -> Self {
+        let attributes = Attributes { modified, ..Attributes::default() };
+        Self { name: name.into(), kind: Kind::File { bytes }, attributes }
+    }
+
+    /// The length of its content in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        match self.kind {
+            Kind::File { bytes } => bytes,
+            Kind::Directory | Kind::Symlink { .. } => 0,
+        }
+    }
 }
 
 /// Why an archive was not read to its end.
@@ -61,103 +137,80 @@ fn bad<T>(why: impl Into<String>) -> Result<T, ReadError> {
     Err(ReadError::Bad(why.into()))
 }
 
-/// Reads a whole archive, to the last byte of `source`. Each file is handed to `visit` with a reader
+/// Reads a whole archive, to the last byte of `source`. Each entry is handed to `visit` with a reader
 /// of exactly its content; what `visit` leaves is skipped. Only on `Ok` was the archive a good one:
 /// nothing that `visit` did may count before.
 pub fn read(
     source: impl BufRead,
+    layout: Layout,
     limits: Limits,
     visit: &mut dyn FnMut(&Entry, &mut dyn Read) -> io::Result<()>,
 ) -> Result<Vec<Entry>, ReadError> {
     let mut stream = Stream { gzip: GzDecoder::new(source) };
     let mut entries: Vec<Entry> = Vec::new();
-    let mut names = std::collections::BTreeSet::new();
+    let mut seen = Seen::default();
     let mut total = 0_u64;
+    let mut extended = None;
     while let Some(block) = stream.block()? {
         if block == [0; BLOCK] {
+            if extended.is_some() {
+                return bad("a pax header that no entry follows");
+            }
             stream.end()?;
             return Ok(entries);
         }
-        let entry = parse(&block)?;
-        if !names.insert(entry.name.clone()) {
-            return bad(format!("`{}` is there twice", entry.name));
-        }
+        let entry = match header::parse(&block, layout, &mut extended)? {
+            Head::Entry(entry) => entry,
+            Head::Pax { bytes } => {
+                total = total.saturating_add(bytes);
+                let text = stream.take(bytes)?;
+                extended = Some(pax::parse(&text).map_err(ReadError::Bad)?);
+                continue;
+            }
+        };
+        seen.check(&entry)?;
         if entries.len() as u64 >= limits.files {
             return bad(format!("more than {} files", limits.files));
         }
-        total = total.saturating_add(entry.bytes);
+        total = total.saturating_add(entry.bytes());
         if total > limits.bytes {
             return bad(format!("`{}`: more than {} bytes in all", entry.name, limits.bytes));
         }
-        let mut content = Content { stream: &mut stream, rest: entry.bytes };
+        let mut content = Content { stream: &mut stream, rest: entry.bytes() };
         visit(&entry, &mut content).map_err(unwrapped)?;
         io::copy(&mut content, &mut io::sink()).map_err(unwrapped)?;
-        stream.padding(entry.bytes)?;
+        stream.padding(entry.bytes())?;
         entries.push(entry);
     }
     bad("it ends without its end marker")
 }
 
-/// One header of the accepted dialect.
-fn parse(block: &[u8; BLOCK]) -> Result<Entry, ReadError> {
-    let header = Header::from_byte_slice(block);
-    let name = header.path_bytes();
-    let shown: String = String::from_utf8_lossy(&name).escape_debug().take(200).collect();
-    let wrong = |why: &str| bad(format!("`{shown}`: {why}"));
-    // The sum of all bytes, those of the sum itself counted as blanks (POSIX.1-1988).
-    let sum = |range: std::ops::Range<usize>| -> u32 {
-        block.get(range).unwrap_or_default().iter().map(|byte| u32::from(*byte)).sum()
-    };
-    if header.cksum().ok() != Some(sum(0..148) + 8 * 32 + sum(156..BLOCK)) {
-        return bad("a header is damaged, or this is no tar archive");
-    }
-    if header.as_ustar().is_none() && header.as_gnu().is_none() {
-        return wrong("neither a ustar nor a GNU tar header");
-    }
-    let kind = match header.entry_type() {
-        EntryType::Regular => None,
-        EntryType::Directory => Some("a directory"),
-        EntryType::Link => Some("a hard link"),
-        EntryType::Symlink => Some("a symbolic link"),
-        EntryType::Char => Some("a character device"),
-        EntryType::Block => Some("a block device"),
-        EntryType::Fifo => Some("a FIFO"),
-        EntryType::GNULongName | EntryType::GNULongLink => Some("a GNU long name"),
-        EntryType::GNUSparse => Some("a sparse file"),
-        EntryType::XHeader | EntryType::XGlobalHeader => Some("a pax header"),
-        EntryType::Continuous => Some("a contiguous file"),
-        _ => Some("of an unknown kind"),
-    };
-    if let Some(kind) = kind {
-        return wrong(&format!("{kind}, and only regular files are accepted"));
-    }
-    let Ok(name) = std::str::from_utf8(&name) else { return wrong("the name is not UTF-8") };
-    let name = name.strip_prefix("./").unwrap_or(name);
-    if let Some(why) = unfit_name(name) {
-        return wrong(why);
-    }
-    let (Ok(bytes), Ok(modified)) = (header.entry_size(), header.mtime()) else {
-        return wrong("a number in the header is damaged");
-    };
-    if bytes > MAX_FILE_BYTES {
-        return wrong("larger than 8 GiB");
-    }
-    Ok(Entry { name: name.to_owned(), bytes, modified })
+/// The names so far: none comes twice, and nothing lies in what is no directory.
+#[derive(Default)]
+struct Seen {
+    names: BTreeSet<String>,
+    directories: BTreeSet<String>,
 }
 
-/// Why a file of this name is in no backup.
-#[must_use]
-pub fn unfit_name(name: &str) -> Option<&'static str> {
-    if name.is_empty() || name == "." || name == ".." {
-        return Some("no name of a file");
+impl Seen {
+    fn check(&mut self, entry: &Entry) -> Result<(), ReadError> {
+        let name = &entry.name;
+        if name == "." && !self.names.is_empty() {
+            return bad("`.`: the directory itself comes first, or not at all");
+        }
+        if !self.names.insert(name.clone()) {
+            return bad(format!("`{name}` is there twice"));
+        }
+        if let Some((parent, _)) = name.rsplit_once('/')
+            && !self.directories.contains(parent)
+        {
+            return bad(format!("`{name}`: `{parent}` is no directory that came before it"));
+        }
+        if entry.kind == Kind::Directory {
+            self.directories.insert(name.clone());
+        }
+        Ok(())
     }
-    if name.contains('/') {
-        return Some("not a plain name");
-    }
-    if name.chars().any(char::is_control) {
-        return Some("a control character in the name");
-    }
-    (name.len() > MAX_NAME_BYTES).then_some("the name is longer than 100 bytes")
 }
 
 /// What the gzip member holds.
@@ -180,6 +233,14 @@ impl<R: BufRead> Stream<R> {
             }
         }
         Ok(Some(block))
+    }
+
+    /// The content of a header, and what fills it up to whole blocks.
+    fn take(&mut self, bytes: u64) -> Result<Vec<u8>, ReadError> {
+        let mut text = vec![0; usize::try_from(bytes).unwrap_or(0)];
+        self.gzip.read_exact(&mut text).map_err(of_gzip)?;
+        self.padding(bytes)?;
+        Ok(text)
     }
 
     /// A file's content is filled up to whole blocks.
@@ -261,35 +322,33 @@ fn unwrapped(error: io::Error) -> ReadError {
 /// Writes an archive.
 pub struct Writer<W: Write> {
     gzip: GzEncoder<W>,
+    layout: Layout,
 }
 
 impl<W: Write> Writer<W> {
     /// An empty archive.
-    pub fn new(sink: W) -> Self {
-        Self { gzip: GzEncoder::new(sink, Compression::default()) }
+    pub fn new(sink: W, layout: Layout) -> Self {
+        Self { gzip: GzEncoder::new(sink, Compression::default()), layout }
     }
 
-    /// Adds a file, mode 0600. An error when `content` has fewer or more bytes than `entry` says.
+    /// Adds an entry, in the flat layout with mode 0600. An error when `content` has fewer or more
+    /// bytes than `entry` says.
     pub fn append(&mut self, entry: &Entry, content: &mut dyn Read) -> io::Result<()> {
-        if let Some(why) = unfit_name(&entry.name) {
-            return Err(io::Error::other(format!("`{}`: {why}", entry.name)));
+        if let Some(why) = unfit(entry, self.layout) {
+            return Err(io::Error::other(format!("`{}` is {why}", entry.name)));
         }
-        if entry.bytes > MAX_FILE_BYTES {
+        let bytes = entry.bytes();
+        if bytes > MAX_FILE_BYTES {
             return Err(io::Error::other(format!("`{}` is larger than 8 GiB", entry.name)));
         }
-        let mut header = Header::new_ustar();
-        header.set_path(&entry.name)?;
-        header.set_mode(0o600);
-        header.set_size(entry.bytes);
-        header.set_mtime(entry.modified);
-        header.set_entry_type(EntryType::Regular);
-        header.set_cksum();
-        self.gzip.write_all(header.as_bytes())?;
-        let copied = io::copy(&mut content.take(entry.bytes), &mut self.gzip)?;
-        if copied != entry.bytes || content.read(&mut [0])? != 0 {
+        for block in header::encode(entry, self.layout)? {
+            self.gzip.write_all(&block)?;
+        }
+        let copied = io::copy(&mut content.take(bytes), &mut self.gzip)?;
+        if copied != bytes || content.read(&mut [0])? != 0 {
             return Err(io::Error::other(format!("`{}` was changed meanwhile", entry.name)));
         }
-        let padding = usize::try_from(entry.bytes.next_multiple_of(BLOCK as u64) - entry.bytes);
+        let padding = usize::try_from(bytes.next_multiple_of(BLOCK as u64) - bytes);
         self.gzip.write_all([0; BLOCK].get(..padding.unwrap_or(0)).unwrap_or_default())
     }
 
