@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 /// Changes when what is done below changes.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 /// Requests grow old (the profile's limit is a week), and so does the base.
 const KEPT: Duration = Duration::from_secs(3 * 24 * 3600);
 
@@ -45,6 +45,8 @@ pub struct Base {
     /// What was on the seed partition at the first boot.
     pub seeds: Seeds,
     requests: BTreeMap<String, Staged>,
+    /// A backup of its state.
+    backup: Option<Vec<u8>>,
     /// Why there are none.
     requests_failed: Option<String>,
 }
@@ -55,6 +57,14 @@ impl Base {
         self.requests.get(name).cloned().ok_or_else(|| {
             let why = self.requests_failed.as_deref().unwrap_or("no such request");
             Failure::new(format!("the base has no request `{name}`: {why}"))
+        })
+    }
+
+    /// The backup that the base's own system made.
+    pub fn backup(&self) -> Outcome<Vec<u8>> {
+        self.backup.clone().ok_or_else(|| {
+            let why = self.requests_failed.as_deref().unwrap_or("none was made");
+            Failure::new(format!("the base has no backup: {why}"))
         })
     }
 
@@ -193,6 +203,8 @@ fn stage_requests(bench: &mut Bench<'_>) -> Outcome {
         }
         bench.run("restage cancel")?;
     }
+    let backup = bench.run("restage backup - | base64 -w0")?;
+    fs::write(bench.machine.dir.join("backup"), from_base64(&backup)?)?;
     Ok(())
 }
 
@@ -228,6 +240,7 @@ fn load(dir: &Path) -> Outcome<Base> {
         facts: Facts::from_lines(&facts),
         seeds,
         requests,
+        backup: fs::read(dir.join("backup")).ok(),
         requests_failed: fs::read_to_string(dir.join("requests-failed")).ok(),
     })
 }

@@ -43,6 +43,8 @@ pub struct Bench<'a> {
     /// What a reader wants to know although it is no verdict.
     pub notes: Vec<String>,
     last_boot: String,
+    /// Where on the console the last power-on begins.
+    last_from: Mark,
 }
 
 impl<'a> Bench<'a> {
@@ -67,6 +69,7 @@ impl<'a> Bench<'a> {
             checks: 0,
             notes: Vec::new(),
             last_boot: String::new(),
+            last_from: Mark::default(),
         }
     }
 
@@ -124,7 +127,9 @@ impl<'a> Bench<'a> {
 
     pub fn power_on(&mut self) -> Outcome {
         self.pull_plug();
-        self.vm = Some(self.machine.power_on(self.lab)?);
+        let vm = self.machine.power_on(self.lab)?;
+        self.last_from = vm.from;
+        self.vm = Some(vm);
         Ok(())
     }
 
@@ -184,6 +189,12 @@ impl<'a> Bench<'a> {
         let from = self.vm()?.from;
         self.machine.serial.pump()?;
         Ok(self.machine.serial.since(from).to_owned())
+    }
+
+    /// Whether the console has said this since the last power-on, even when the machine is off again.
+    pub fn console_ever_said(&mut self, text: &str) -> Outcome<bool> {
+        self.machine.serial.pump()?;
+        Ok(self.machine.serial.find(self.last_from, &[text]).is_some())
     }
 
     /// Watches the console for so long (not scaled: it is the guest's clock that

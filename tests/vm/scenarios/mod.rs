@@ -7,6 +7,10 @@ mod quiet;
 mod refusals;
 mod reset;
 mod restore;
+mod restore_cuts;
+mod restore_reset;
+mod restore_skip;
+mod restored;
 mod same_boot;
 mod tpm;
 
@@ -16,6 +20,7 @@ use crate::failure::Outcome;
 /// The run without a shard's name.
 pub const ORDINARY: &str = "ordinary";
 const KILLS: &str = "kills";
+const RESTORES: &str = "restores";
 
 pub struct Scenario {
     pub name: &'static str,
@@ -40,8 +45,9 @@ const fn long(
 
 /// Long ones first: two at a time they pack better.
 pub const ALL: &[Scenario] = &[
-    ordinary("restore-rolled-back", 20, restore::rolled_back),
+    ordinary("restore-rolled-back", 15, restore::rolled_back),
     ordinary("restore-confirmed", 25, restore::confirmed),
+    ordinary("restore-after-reset", 28, restore_reset::after_reset),
     ordinary("killed", 20, cuts::killed),
     ordinary("power-cuts", 40, cuts::power_cuts),
     ordinary("reset", 55, reset::default),
@@ -54,6 +60,11 @@ pub const ALL: &[Scenario] = &[
     ordinary("tpm-software", 20, tpm::software),
     long(KILLS, "kills-a", 200, cuts::kills_a),
     long(KILLS, "kills-b", 200, cuts::kills_b),
+    long(RESTORES, "restore-skips", 60, restore_skip::each),
+    long(RESTORES, "restore-cuts", 30, restore_cuts::restore),
+    long(RESTORES, "restore-hangs", 19, restore_cuts::hang),
+    long(RESTORES, "restore-confirm-cuts", 20, restore_cuts::confirm),
+    long(RESTORES, "restore-by-passphrase", 10, restore_reset::by_passphrase),
 ];
 
 /// The long runs.
