@@ -17,6 +17,8 @@ use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
 use restage::format::archive::{Entry, Layout, Writer};
+use restage::format::envelope::{self, RESTORE_REQUEST};
+use restage::request::restore::RestoreRequest;
 use support::state::{OLD, ROOT_KEY, System, files, state_text};
 
 const NEW: &str = "new-passphrase-4567";
@@ -302,55 +304,86 @@ fn archive(system: &System, name: &str, files: &[(&str, &str)]) -> String {
     path.display().to_string()
 }
 
-#[test]
-fn bad_backups_are_refused_at_staging_with_their_reason() {
-    let system = System::new("here", OLD);
-    let good = backup(&system, "good.tar.gz");
-    let bytes = fs::read(&good).unwrap();
-    let before = system.everything();
+/// A tar of one entry that is not a plain file, or not plainly named, after a good state file.
+fn with_entry(state: &str, name: &[u8], kind: tar::EntryType) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (name, kind, text) in
+        [(&b"state.txt"[..], tar::EntryType::Regular, state), (name, kind, "")]
+    {
+        let mut header = tar::Header::new_ustar();
+        header.as_old_mut().name[..name.len()].copy_from_slice(name);
+        header.set_size(text.len() as u64);
+        header.set_mode(0o600);
+        header.set_mtime(0);
+        header.set_entry_type(kind);
+        header.set_cksum();
+        bytes.extend_from_slice(header.as_bytes());
+        bytes.extend_from_slice(text.as_bytes());
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+    }
+    bytes.resize(bytes.len() + 1024, 0);
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&bytes).unwrap();
+    gzip.finish().unwrap()
+}
+
+/// Archives that are refused, and what is said of each.
+fn bad_archives(system: &System) -> Vec<(Vec<u8>, &'static str)> {
+    use tar::EntryType;
+    let good = fs::read(backup(system, "good.tar.gz")).unwrap();
     let state = state_text("there", OLD);
+    let of = |files: &[(&str, &str)]| fs::read(archive(system, "bad.tar.gz", files)).unwrap();
     let with = |from: &str, to: &str| {
         assert!(state.contains(from), "{from}");
-        archive(&system, "bad.tar.gz", &[("state.txt", &state.replace(from, to))])
+        of(&[("state.txt", &state.replace(from, to))])
     };
-    let raw = |bytes: &[u8]| {
-        let path = system.file("raw.tar.gz");
-        fs::write(&path, bytes).unwrap();
-        path.display().to_string()
-    };
-    for (bytes, why) in [
-        (&bytes[..bytes.len() / 2], "the backup: it is cut short"),
-        (b"this is no gzip file at all", "the backup: gzip: "),
-        (&[&bytes[..], &bytes[..]].concat(), "second gzip member"),
-    ] {
-        expect(&system.full(&["restore", &raw(bytes), "--force"]), 3, why);
-    }
-    for (file, why) in [
-        (archive(&system, "1", &[]), "`state.txt` of the backup: it is not there"),
+    let entry = |name: &[u8], kind| with_entry(&state, name, kind);
+    let mut flipped = good.clone();
+    let end = flipped.len() - 6;
+    flipped[end] ^= 1;
+    vec![
+        (good[..good.len() / 2].to_vec(), "it is cut short"),
+        (b"this is no gzip file at all".to_vec(), "gzip: "),
+        (flipped, "gzip: "),
+        ([&good[..], &good[..]].concat(), "second gzip member"),
+        ([&good[..], b"more"].concat(), "something after the gzip member"),
+        (of(&[]), "`state.txt` of the backup: it is not there"),
+        (of(&[("zpool.local.key", "x")]), "`state.txt` of the backup: it is not there"),
+        (of(&[("state.txt", "hello")]), "the first line is not `#Version: N`"),
+        (with("#Version: 8", "#Version: 9"), "version 9 is newer than 8"),
+        (with(OLD, "short-1"), "recovery key 0 is too weak: it is shorter than 15"),
         (
-            archive(&system, "2", &[("zpool.local.key", "x")]),
-            "`state.txt` of the backup: it is not there",
-        ),
-        (archive(&system, "3", &[("state.txt", "hello")]), "the first line is not `#Version: N`"),
-    ] {
-        expect(&system.full(&["restore", &file, "--force"]), 3, why);
-    }
-    for (from, to, why) in [
-        ("#Version: 8", "#Version: 9", "version 9 is newer than 8"),
-        (OLD, "short-1", "recovery key 0 is too weak: it is shorter than 15"),
-        (
-            "System.Security.Config.EncryptionRecoveryKeys[0]",
-            "System.Other",
+            with("System.Security.Config.EncryptionRecoveryKeys[0]", "System.Other"),
             "it has no recovery key",
         ),
         (
-            "Applications.Incus.State.Version",
-            "Applications.Other.State.Version",
+            with("Applications.Incus.State.Version", "Applications.Other.State.Version"),
             "lists none of Incus",
         ),
-    ] {
-        expect(&system.full(&["restore", &with(from, to), "--force"]), 3, why);
+        (entry(b"sub/", EntryType::Directory), "`sub/`: a directory, and only regular files"),
+        (entry(b"link", EntryType::Symlink), "`link`: a symbolic link, and only regular files"),
+        (entry(b"link", EntryType::Link), "`link`: a hard link, and only regular files"),
+        (entry(b"null", EntryType::Char), "`null`: a character device, and only regular files"),
+        (entry(b"pipe", EntryType::Fifo), "`pipe`: a FIFO, and only regular files"),
+        (entry(b"../x", EntryType::Regular), "`../x`: not a plain name"),
+        (entry(b"/x", EntryType::Regular), "`/x`: not a plain name"),
+        (entry(b"a/b", EntryType::Regular), "`a/b`: not a plain name"),
+        (entry(b"state.txt", EntryType::Regular), "`state.txt` is there twice"),
+        (entry(b".state.txt.restage", EntryType::Regular), "a name that restage itself uses"),
+    ]
+}
+
+#[test]
+fn bad_backups_are_refused_at_staging_with_their_reason() {
+    let system = System::new("here", OLD);
+    let before = system.everything();
+    let path = system.file("raw.tar.gz").display().to_string();
+    for (bytes, why) in bad_archives(&system) {
+        fs::write(&path, bytes).unwrap();
+        expect(&system.full(&["restore", &path, "--force"]), 3, why);
+        expect(&system.full(&["inspect", &path]), 3, why);
     }
+    let good = system.file("good.tar.gz").display().to_string();
     expect(
         &system.full(&["restore", &good, "--force", "--skip", "nonsense"]),
         3,
@@ -361,6 +394,32 @@ fn bad_backups_are_refused_at_staging_with_their_reason() {
     );
     assert!(files(&system.own()).is_empty(), "nothing is left in the store");
     assert!(files(&system.esp()).is_empty() || files(&system.esp().join("restage")).is_empty());
+}
+
+/// The request is made to fit, so that it is the checks at boot that refuse.
+#[test]
+fn bad_backups_are_refused_at_boot_by_the_same_rules_and_nothing_is_lost() {
+    let system = System::new("here", OLD);
+    let good = backup(&system, "a.tar.gz");
+    let before = (system.files(), system.slots("root"), system.slots("swap"));
+    for (bytes, why) in bad_archives(&system) {
+        stage(&system, &good, &["--skip", "encryption-recovery-keys"]);
+        let find = |kind: &str| {
+            let found = files(&system.own()).into_iter().find(|(name, _)| name.ends_with(kind));
+            system.own().join(found.unwrap().0)
+        };
+        let request = fs::read(find(".REQ")).unwrap();
+        let mut request: RestoreRequest = envelope::parse(&request, RESTORE_REQUEST).unwrap();
+        request.archive.sha256 = restage::format::sha256_hex(&bytes);
+        request.archive.bytes = bytes.len() as u64;
+        fs::write(find(".REQ"), envelope::encode(&request, RESTORE_REQUEST).unwrap()).unwrap();
+        fs::write(find(".ARC"), bytes).unwrap();
+        boot(&system, 3, why);
+        assert_eq!((system.files(), system.slots("root"), system.slots("swap")), before, "{why}");
+        assert_eq!(fs::read_dir(system.state().parent().unwrap()).unwrap().count(), 2, "{why}");
+        expect(&system.restage(&["status"]), 0, why);
+    }
+    boot(&system, 0, "no restore is staged");
 }
 
 #[test]

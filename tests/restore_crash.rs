@@ -726,6 +726,12 @@ fn without_space_nothing_is_committed() {
     let lab = Lab::new();
     let world = lab.staged();
     world.borrow_mut().is_full = true;
+    let mut machine = lab.machine(&world);
+    let (none, archive) = (BTreeSet::new(), world.borrow().store["01234567.ARC"].clone());
+    let source = &mut archive.as_slice();
+    let checked = stage_restore::check(&mut machine, &lab.profile, &none, source, Trial::Make);
+    let why = checked.unwrap().err().unwrap().reason;
+    assert!(why.contains("0 bytes are free"), "{why}");
     let Restored::Refused(why) = lab.boot(&world).unwrap() else { panic!() };
     assert!(why[0].contains("0 bytes are free"), "{why:?}");
     let world = world.borrow();
