@@ -47,7 +47,7 @@ const fn long(
 pub const ALL: &[Scenario] = &[
     ordinary("restore-rolled-back", 15, restore::rolled_back),
     ordinary("restore-confirmed", 25, restore::confirmed),
-    ordinary("restore-after-reset", 28, restore_reset::after_reset),
+    ordinary("restore-after-reset", 29, restore_reset::after_reset),
     ordinary("killed", 20, cuts::killed),
     ordinary("power-cuts", 40, cuts::power_cuts),
     ordinary("reset", 55, reset::default),
