@@ -255,7 +255,7 @@ fn a_backup_replaces_nothing_unasked() {
     expect(&system.restage(&["backup", &file]), 3, "exists; --force replaces it");
     assert_eq!(fs::read(&file).unwrap(), first);
     fs::create_dir(system.state().join("sub")).unwrap();
-    expect(&system.restage(&["backup", &file, "--force"]), 1, "`sub` is not a regular file");
+    expect(&system.restage(&["backup", &file, "--force"]), 1, "`sub`: not a regular file");
     assert_eq!(fs::read(&file).unwrap(), first);
     let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&file).unwrap().permissions());
     assert_eq!(mode & 0o7777, 0o600);

@@ -226,9 +226,9 @@ fn what_no_backup_can_hold_is_named() {
     let listed = Command::new("tar").args(["--list", "--file", &file]).output().unwrap();
     assert!(!String::from_utf8_lossy(&listed.stdout).contains("socket"));
     for (name, target, why) in [
-        ("data/out", "../../other", "`data/out` is a link that leads out of the backup"),
-        ("data/root", "/etc/shadow", "`data/root` is a link that leads out of the backup"),
-        ("data/odd", "deep/../deep", "`data/odd` is a link whose target is not plain"),
+        ("data/out", "../../other", "`data/out`: the target of the link lies outside"),
+        ("data/root", "/etc/shadow", "`data/root`: the target of the link is absolute"),
+        ("data/odd", "deep/../deep", "`data/odd`: the target of the link is not some `..`"),
     ] {
         symlink(target, state.join(name)).unwrap();
         appliance.expect(&["backup", &file, "--force"], 1, why);
@@ -239,7 +239,7 @@ fn what_no_backup_can_hold_is_named() {
     appliance.expect(
         &["backup", &file, "--force"],
         1,
-        "`data/pipe` is neither file, directory nor link",
+        "`data/pipe`: neither file, directory nor link",
     );
 }
 

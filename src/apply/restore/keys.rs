@@ -63,7 +63,7 @@ pub fn keep_all_of_sibling(machine: &mut Machine, profile: &State, id: &str) -> 
     match found.odd {
         None => Ok(()),
         Some((name, why)) => Err(Error::new(format!("cannot keep the key `{name}`"))
-            .because(format!("it is {why}; move it away from the state that is not in place"))),
+            .because(format!("{why}; move it away from the state that is not in place"))),
     }
 }
 

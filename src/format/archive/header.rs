@@ -1,194 +1,210 @@
-//! One header of the accepted dialect (POSIX.1-1988 ustar, and GNU's).
+//! One header block of the accepted dialect.
 //! Side: both. Pure.
 
-use std::io;
+use tar::EntryType;
 
-use tar::{EntryType, Header};
+use super::name::{TOP, unfit_target};
+use super::{
+    Attributes, BLOCK, Entry, Kind, Layout, MAX_FILE_BYTES, MODE, MODE_BITS, ReadError, TOO_LARGE,
+    bad, pax, shown, unfit_name,
+};
 
-use super::names::unfit;
-use super::pax::{self, Extended};
-use super::{Attributes, BLOCK, Entry, Kind, Layout, MAX_FILE_BYTES, ReadError, bad};
+const DAMAGED: &str = "a number in the header is damaged";
+/// Set in the first byte of a number that GNU tar wrote in base 256.
+const BASE_256: u8 = 0x80;
 
-/// What a header announces.
-pub enum Head {
-    /// An entry.
-    Entry(Entry),
-    /// More about the next entry, so many bytes.
-    Pax { bytes: u64 },
-}
-
-/// ustar's fields.
-const MAX_NAME_BYTES: usize = 100;
-const MAX_ID: u32 = 0o777_7777;
-
-/// Reads a header; `extended` is what a pax header said of it, and is used up.
-pub fn parse(
-    block: &[u8; BLOCK],
+/// A header that is whole; what it says is not checked yet.
+pub(super) struct Header<'a> {
+    tar: &'a tar::Header,
     layout: Layout,
-    extended: &mut Option<Extended>,
-) -> Result<Head, ReadError> {
-    let header = Header::from_byte_slice(block);
-    let raw = header.path_bytes();
-    let shown: String = String::from_utf8_lossy(&raw).escape_debug().take(200).collect();
-    let wrong = |why: &str| bad(format!("`{shown}`: {why}"));
-    // The sum of all bytes, those of the sum itself counted as blanks (POSIX.1-1988).
-    let sum = |range: std::ops::Range<usize>| -> u32 {
-        block.get(range).unwrap_or_default().iter().map(|byte| u32::from(*byte)).sum()
-    };
-    if header.cksum().ok() != Some(sum(0..148) + 8 * 32 + sum(156..BLOCK)) {
-        return bad("a header is damaged, or this is no tar archive");
-    }
-    if header.as_ustar().is_none() && header.as_gnu().is_none() {
-        return wrong("neither a ustar nor a GNU tar header");
-    }
-    let is_tree = layout == Layout::Tree;
-    let refused = match header.entry_type() {
-        EntryType::Regular => None,
-        EntryType::Directory | EntryType::Symlink | EntryType::XHeader if is_tree => None,
-        EntryType::Directory => Some("a directory"),
-        EntryType::Link => Some("a hard link"),
-        EntryType::Symlink => Some("a symbolic link"),
-        EntryType::Char => Some("a character device"),
-        EntryType::Block => Some("a block device"),
-        EntryType::Fifo => Some("a FIFO"),
-        EntryType::GNULongName | EntryType::GNULongLink => Some("a GNU long name"),
-        EntryType::GNUSparse => Some("a sparse file"),
-        EntryType::XHeader | EntryType::XGlobalHeader => Some("a pax header"),
-        EntryType::Continuous => Some("a contiguous file"),
-        _ => Some("of an unknown kind"),
-    };
-    if let Some(kind) = refused {
-        let only = if is_tree { "files, directories and symbolic links" } else { "regular files" };
-        return wrong(&format!("{kind}, and only {only} are accepted"));
-    }
-    let (Ok(bytes), Ok(modified)) = (header.entry_size(), header.mtime()) else {
-        return wrong("a number in the header is damaged");
-    };
-    if header.entry_type() == EntryType::XHeader {
-        if extended.is_some() {
-            return wrong("two pax headers for one entry");
+}
+
+/// A refusal that names the entry.
+fn wrong<T>(name: &[u8], why: &str) -> Result<T, ReadError> {
+    bad(format!("`{}`: {why}", shown(name)))
+}
+
+impl<'a> Header<'a> {
+    pub(super) fn open(block: &'a [u8; BLOCK], layout: Layout) -> Result<Self, ReadError> {
+        let tar = tar::Header::from_byte_slice(block);
+        // The sum of all bytes, those of the sum itself counted as blanks (POSIX.1-1988).
+        let sum = |range: std::ops::Range<usize>| -> u32 {
+            block.get(range).unwrap_or_default().iter().map(|byte| u32::from(*byte)).sum()
+        };
+        if tar.cksum().ok() != Some(sum(0..148) + 8 * 32 + sum(156..BLOCK)) {
+            return bad("a header is damaged, or this is no tar archive");
         }
+        let header = Self { tar, layout };
+        if tar.as_ustar().is_none() && tar.as_gnu().is_none() {
+            return header.wrong("neither a ustar nor a GNU tar header");
+        }
+        Ok(header)
+    }
+
+    /// A refusal that names this header as it names itself.
+    pub(super) fn wrong<T>(&self, why: &str) -> Result<T, ReadError> {
+        wrong(&self.tar.path_bytes(), why)
+    }
+
+    /// Length of the pax records that follow, if this is their header and not an entry's.
+    pub(super) fn pax_bytes(&self) -> Result<Option<u64>, ReadError> {
+        if self.layout == Layout::Flat || self.tar.entry_type() != EntryType::XHeader {
+            return Ok(None);
+        }
+        let bytes = self.size().or_else(|why| self.wrong(why))?;
         if bytes > pax::MAX_BYTES {
-            return wrong("a pax header that is too long");
+            return self.wrong("a pax header of more than 1 MiB");
         }
-        return Ok(Head::Pax { bytes });
+        Ok(Some(bytes))
     }
-    let extended = extended.take().unwrap_or_default();
-    let name = match (extended.path, std::str::from_utf8(&raw)) {
-        (Some(name), _) => name,
-        (None, Ok(name)) => name.to_owned(),
-        (None, Err(_)) => return wrong("the name is not UTF-8"),
-    };
-    let shown: String = name.escape_debug().take(200).collect();
-    let wrong = |why: &str| bad(format!("`{shown}`: {why}"));
-    if bytes > MAX_FILE_BYTES {
-        return wrong("larger than 8 GiB");
+
+    /// The entry, with the pax records that came before it.
+    pub(super) fn entry(&self, records: Option<&[u8]>) -> Result<Entry, ReadError> {
+        if let Some(kind) = self.refused_kind() {
+            return self.wrong(&format!("{kind}, and {}", self.layout.accepts()));
+        }
+        match self.layout {
+            Layout::Flat => self.flat_entry(),
+            Layout::Tree => match pax::parse(records.unwrap_or_default()) {
+                Ok(records) => self.tree_entry(records),
+                Err(why) => self.wrong(&why),
+            },
+        }
     }
-    let kind = match header.entry_type() {
-        EntryType::Directory => Kind::Directory,
-        EntryType::Symlink => {
-            let target = header.link_name_bytes().unwrap_or_default();
-            match (extended.target, std::str::from_utf8(&target)) {
-                (Some(target), _) => Kind::Symlink { target },
-                (None, Ok(target)) => Kind::Symlink { target: target.to_owned() },
-                (None, Err(_)) => return wrong("the target of the link is not UTF-8"),
+
+    fn refused_kind(&self) -> Option<&'static str> {
+        let is_flat = self.layout == Layout::Flat;
+        match self.tar.entry_type() {
+            EntryType::Regular => None,
+            EntryType::Directory => is_flat.then_some("a directory"),
+            EntryType::Symlink => is_flat.then_some("a symbolic link"),
+            EntryType::Link => Some("a hard link"),
+            EntryType::Char => Some("a character device"),
+            EntryType::Block => Some("a block device"),
+            EntryType::Fifo => Some("a FIFO"),
+            EntryType::GNULongName | EntryType::GNULongLink => Some("a GNU long name"),
+            EntryType::GNUSparse => Some("a sparse file"),
+            EntryType::XGlobalHeader if !is_flat => Some("a global pax header"),
+            EntryType::XHeader | EntryType::XGlobalHeader => Some("a pax header"),
+            EntryType::Continuous => Some("a contiguous file"),
+            _ => Some("of an unknown kind"),
+        }
+    }
+
+    fn flat_entry(&self) -> Result<Entry, ReadError> {
+        let bytes = self.tar.path_bytes();
+        let Ok(name) = std::str::from_utf8(&bytes) else {
+            return self.wrong("the name is not UTF-8");
+        };
+        let name = name.strip_prefix("./").unwrap_or(name);
+        if let Some(why) = unfit_name(name, Layout::Flat) {
+            return self.wrong(why);
+        }
+        let (Ok(bytes), Ok(modified)) = (self.tar.entry_size(), self.tar.mtime()) else {
+            return self.wrong(DAMAGED);
+        };
+        if bytes > MAX_FILE_BYTES {
+            return self.wrong(TOO_LARGE);
+        }
+        Ok(Entry::file(name, bytes, modified))
+    }
+
+    fn tree_entry(&self, mut records: pax::Records) -> Result<Entry, ReadError> {
+        let path = records.path.take().map(String::into_bytes);
+        let path = path.map_or_else(|| self.tar.path_bytes(), Into::into);
+        self.described(&path, records).or_else(|why| wrong(&path, why))
+    }
+
+    fn described(&self, path: &[u8], records: pax::Records) -> Result<Entry, &'static str> {
+        let kind = self.tar.entry_type();
+        let path = std::str::from_utf8(path).map_err(|_| "the name is not UTF-8")?;
+        let name = plain_path(path, kind == EntryType::Directory).ok_or("not a plain path")?;
+        if let Some(why) = unfit_name(name, Layout::Tree) {
+            return Err(why);
+        }
+        let target = match (records.target, self.tar.link_name_bytes()) {
+            (None, Some(bytes)) => Some(
+                String::from_utf8(bytes.into())
+                    .map_err(|_| "the target of the link is not UTF-8")?,
+            ),
+            (target, _) => target,
+        };
+        let bytes = self.size()?;
+        let kind = match (kind, target) {
+            (EntryType::Symlink, target) => {
+                let target = target.unwrap_or_default();
+                if let Some(why) = unfit_target(name, &target) {
+                    return Err(why);
+                }
+                Kind::Symlink { target }
             }
+            (_, Some(_)) => return Err("the target of a link, and it is none"),
+            (EntryType::Directory, None) => Kind::Directory,
+            (_, None) => Kind::File { bytes },
+        };
+        if bytes != 0 && !matches!(kind, Kind::File { .. }) {
+            return Err("a length, and it is no file");
         }
-        _ => Kind::File { bytes },
-    };
-    if bytes != 0 && !matches!(kind, Kind::File { .. }) {
-        return wrong("a content, and it is no file");
+        let fields = self.tar.as_old();
+        let mode = octal(&fields.mode).ok_or(DAMAGED)?;
+        let attributes = Attributes {
+            mode: u32::try_from(mode).ok().filter(|mode| *mode <= MODE_BITS).ok_or(MODE)?,
+            owner: records.owner.or_else(|| id(&fields.uid)).ok_or(DAMAGED)?,
+            group: records.group.or_else(|| id(&fields.gid)).ok_or(DAMAGED)?,
+            modified: records.modified.or_else(|| number(&fields.mtime)).ok_or(DAMAGED)?,
+            xattrs: records.xattrs,
+        };
+        Ok(Entry { name: name.to_owned(), kind, attributes })
     }
-    let attributes = if is_tree {
-        let id = |extended: Option<u32>, header: io::Result<u64>| {
-            extended.or_else(|| header.ok().and_then(|id| u32::try_from(id).ok()))
-        };
-        let (Ok(mode), Some(owner), Some(group)) =
-            (header.mode(), id(extended.owner, header.uid()), id(extended.group, header.gid()))
-        else {
-            return wrong("a number in the header is damaged");
-        };
-        let modified = extended.modified.unwrap_or(modified);
-        Attributes { mode: mode & 0o7777, owner, group, modified, xattrs: extended.xattrs }
-    } else {
-        Attributes { modified, ..Attributes::default() }
-    };
-    // How GNU tar calls what lies in `.`, and a directory.
-    let plain = name.strip_prefix("./").unwrap_or(&name);
-    let plain = if is_tree && kind == Kind::Directory {
-        let plain = plain.strip_suffix('/').unwrap_or(plain);
-        if plain.is_empty() { "." } else { plain }
-    } else {
-        plain
-    };
-    let entry = Entry { name: plain.to_owned(), kind, attributes };
-    match unfit(&entry, layout) {
-        Some(why) => wrong(why),
-        None => Ok(Head::Entry(entry)),
+
+    /// The length of what follows; readers that differ about it would see different archives.
+    fn size(&self) -> Result<u64, &'static str> {
+        let bytes = octal(&self.tar.as_old().size).ok_or(DAMAGED)?;
+        if bytes > MAX_FILE_BYTES { Err(TOO_LARGE) } else { Ok(bytes) }
     }
 }
 
-/// The blocks before an entry's content: its header, and one before that with what does not fit.
-pub fn encode(entry: &Entry, layout: Layout) -> io::Result<Vec<Vec<u8>>> {
-    let mut header = Header::new_ustar();
-    header.set_size(entry.bytes());
-    header.set_mtime(entry.attributes.modified);
-    header.set_mode(0o600);
-    header.set_entry_type(match entry.kind {
-        Kind::File { .. } => EntryType::Regular,
-        Kind::Directory => EntryType::Directory,
-        Kind::Symlink { .. } => EntryType::Symlink,
-    });
-    let mut name = entry.name.clone();
-    if entry.kind == Kind::Directory {
-        name.push('/');
+/// A path from the top of the tree: without the `./` that it may begin with, nor the `/` that ends a
+/// directory's.
+fn plain_path(path: &str, is_directory: bool) -> Option<&str> {
+    if path == TOP || path == "./" {
+        return Some(TOP);
     }
-    let mut extended = Extended::default();
-    put(&mut header.as_old_mut().name, &name, &mut extended.path);
-    if let Kind::Symlink { target } = &entry.kind {
-        put(&mut header.as_old_mut().linkname, target, &mut extended.target);
-    }
-    if layout == Layout::Tree {
-        let attributes = &entry.attributes;
-        header.set_mode(attributes.mode);
-        let fits = |id: u32| (id <= MAX_ID).then_some(u64::from(id));
-        header.set_uid(fits(attributes.owner).unwrap_or(0));
-        header.set_gid(fits(attributes.group).unwrap_or(0));
-        extended.owner = fits(attributes.owner).is_none().then_some(attributes.owner);
-        extended.group = fits(attributes.group).is_none().then_some(attributes.group);
-        extended.xattrs = attributes.xattrs.clone();
-    }
-    header.set_cksum();
-    let more = pax::encode(&extended);
-    let mut blocks = Vec::new();
-    if !more.is_empty() {
-        let length = more.len() as u64;
-        if length > pax::MAX_BYTES {
-            let why = format!("`{}` has too many extended attributes", entry.name);
-            return Err(io::Error::other(why));
-        }
-        let mut before = Header::new_ustar();
-        put(&mut before.as_old_mut().name, &format!("PaxHeaders/{name}"), &mut None);
-        before.set_size(length);
-        before.set_mode(0o600);
-        before.set_mtime(0);
-        before.set_entry_type(EntryType::XHeader);
-        before.set_cksum();
-        blocks.push(before.as_bytes().to_vec());
-        let mut padded = more;
-        padded.resize(padded.len().next_multiple_of(BLOCK), 0);
-        blocks.push(padded);
-    }
-    blocks.push(header.as_bytes().to_vec());
-    Ok(blocks)
+    let name = path.strip_prefix("./").unwrap_or(path);
+    let name = if is_directory { name.strip_suffix('/').unwrap_or(name) } else { name };
+    // `./.`, `.//` and `/` are other ways to write the top, and two are enough.
+    let is_top = name == TOP || name.is_empty() && !path.is_empty();
+    (!is_top).then_some(name)
 }
 
-/// Puts a name where it fits; else the beginning of it, and the whole of it into the pax header.
-fn put(field: &mut [u8; MAX_NAME_BYTES], name: &str, otherwise: &mut Option<String>) {
-    if name.len() > field.len() {
-        *otherwise = Some(name.to_owned());
+/// Octal digits, blanks before them, blanks or zeros after them, and nothing else.
+fn octal(field: &[u8]) -> Option<u64> {
+    let blanks = field.iter().take_while(|byte| **byte == b' ').count();
+    let text = field.get(blanks..)?;
+    let digits = text.iter().take_while(|byte| (b'0'..=b'7').contains(*byte)).count();
+    let (digits, end) = text.split_at_checked(digits)?;
+    if !end.iter().all(|byte| matches!(byte, b' ' | 0)) {
+        return None;
     }
-    for (byte, new) in field.iter_mut().zip(name.bytes()) {
-        *byte = new;
+    u64::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok()
+}
+
+/// Octal, or GNU tar's base 256, which has a bit for negative ones: none of them is accepted.
+fn number(field: &[u8]) -> Option<u64> {
+    let (first, rest) = field.split_first()?;
+    if first & BASE_256 == 0 {
+        return octal(field);
     }
+    rest.iter().try_fold(u64::from(first & !BASE_256), |number, byte| {
+        number.checked_mul(256)?.checked_add(u64::from(*byte))
+    })
+}
+
+/// The number of an owner or a group. An empty field is zero: all readers agree about it, and a flat
+/// archive has it.
+fn id(field: &[u8]) -> Option<u32> {
+    if field.iter().all(|byte| *byte == 0) {
+        return Some(0);
+    }
+    u32::try_from(number(field)?).ok()
 }

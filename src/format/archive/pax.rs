@@ -1,18 +1,19 @@
-//! The extended header of an entry (POSIX.1-2001 pax), of which few keys are accepted.
-//! Side: both. Pure.
+//! The pax extended header: what a ustar header has no room for, as `LENGTH KEY=VALUE\n` records.
+//! Side: both. Pure. A white list of keys: where readers differ about a key, it is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-/// What such a header may have at most, in bytes.
-pub const MAX_BYTES: u64 = 1 << 20;
-/// How GNU tar, bsdtar and star call an extended attribute.
+use super::shown;
+
+/// It is held in memory as a whole.
+pub(super) const MAX_BYTES: u64 = 1 << 20;
 const XATTR: &str = "SCHILY.xattr.";
-/// Linux has no longer name of one (xattr(7)).
+/// Linux takes no longer ones.
 const MAX_XATTR_NAME_BYTES: usize = 255;
 
-/// What it says of the entry that follows.
+/// What the records say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Extended {
+pub(super) struct Records {
     pub path: Option<String>,
     pub target: Option<String>,
     pub owner: Option<u32>,
@@ -21,97 +22,120 @@ pub struct Extended {
     pub xattrs: BTreeMap<String, Vec<u8>>,
 }
 
-/// Reads one: `LENGTH KEY=VALUE\n`, the length being that of the whole record.
-pub fn parse(bytes: &[u8]) -> Result<Extended, String> {
-    let mut extended = Extended::default();
-    let mut keys = std::collections::BTreeSet::new();
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        let (key, value, behind) = record(rest).ok_or("a pax header is damaged")?;
-        rest = behind;
+/// Reads all records; the error says what is wrong with which.
+pub(super) fn parse(mut bytes: &[u8]) -> Result<Records, String> {
+    let mut records = Records::default();
+    let mut keys = BTreeSet::new();
+    while !bytes.is_empty() {
+        let (key, value, rest) = record(bytes).ok_or("a damaged pax header")?;
+        let refused = |why: &str| format!("the pax key `{}` {why}", shown(key));
         if !keys.insert(key) {
-            return Err(format!("a pax header with `{}` twice", shown(key)));
+            return Err(refused("is there twice"));
         }
-        take(&mut extended, key, value)
-            .map_err(|why| format!("pax header `{}`: {why}", shown(key)))?;
-    }
-    Ok(extended)
-}
-
-fn shown(key: &str) -> String {
-    key.escape_debug().take(100).collect()
-}
-
-fn record(bytes: &[u8]) -> Option<(&str, &[u8], &[u8])> {
-    let blank = bytes.iter().take(8).position(|byte| *byte == b' ')?;
-    let digits = std::str::from_utf8(bytes.get(..blank)?).ok()?;
-    let is_decimal = digits.bytes().all(|byte| byte.is_ascii_digit()) && !digits.starts_with('0');
-    let length: usize = digits.parse().ok().filter(|_| is_decimal)?;
-    let text = bytes.get(blank + 1..length)?.strip_suffix(b"\n")?;
-    let equals = text.iter().position(|byte| *byte == b'=')?;
-    let key = std::str::from_utf8(text.get(..equals)?).ok()?;
-    Some((key, text.get(equals + 1..)?, bytes.get(length..)?))
-}
-
-fn take(extended: &mut Extended, key: &str, value: &[u8]) -> Result<(), String> {
-    let text = || std::str::from_utf8(value).map_err(|_| "not UTF-8".to_owned());
-    let number = |text: &str| -> Result<u64, String> {
-        let is_decimal = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        text.parse().ok().filter(|_| is_decimal).ok_or_else(|| "not a number".to_owned())
-    };
-    let id = |text: &str| u32::try_from(number(text)?).map_err(|_| "too large".to_owned());
-    match key {
-        "path" => extended.path = Some(text()?.to_owned()),
-        "linkpath" => extended.target = Some(text()?.to_owned()),
-        "uid" => extended.owner = Some(id(text()?)?),
-        "gid" => extended.group = Some(id(text()?)?),
-        // Parts of a second are cut off.
-        "mtime" => {
-            let text = text()?;
-            let (seconds, part) = text.split_once('.').unwrap_or((text, "0"));
-            number(part)?;
-            extended.modified = Some(number(seconds)?);
-        }
-        // GNU tar writes them, and nobody restores them.
-        "atime" | "ctime" | "uname" | "gname" => {}
-        _ => {
-            let name = key.strip_prefix(XATTR).ok_or("it is not accepted")?;
-            if name.is_empty() || name.len() > MAX_XATTR_NAME_BYTES || name.contains('\0') {
-                return Err("no name of an extended attribute".to_owned());
+        let damaged = || refused("has a damaged value");
+        let text = || std::str::from_utf8(value).map(str::to_owned).map_err(|_| damaged());
+        let number = || text()?.parse().ok().filter(|_| is_digits(value)).ok_or_else(damaged);
+        match key {
+            b"path" => records.path = Some(text()?),
+            b"linkpath" => records.target = Some(text()?),
+            b"uid" => records.owner = Some(number()?),
+            b"gid" => records.group = Some(number()?),
+            b"mtime" => records.modified = Some(seconds(&text()?).ok_or_else(damaged)?),
+            // GNU tar writes them; they are not restored.
+            b"atime" | b"ctime" | b"uname" | b"gname" => {}
+            _ => {
+                let name = key.strip_prefix(XATTR.as_bytes());
+                let name = name.ok_or_else(|| refused("is not accepted"))?;
+                let name = std::str::from_utf8(name).map(decode_name).unwrap_or_default();
+                if let Some(why) = unfit_xattr(&name) {
+                    return Err(refused(why));
+                }
+                if records.xattrs.insert(name, value.to_vec()).is_some() {
+                    return Err(refused("is there twice"));
+                }
             }
-            extended.xattrs.insert(name.to_owned(), value.to_vec());
         }
+        bytes = rest;
     }
-    Ok(())
+    Ok(records)
 }
 
-/// Writes one; empty when there is nothing to say.
-pub fn encode(extended: &Extended) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let mut record = |key: &str, value: &[u8]| {
-        // The length counts its own digits.
-        let without = key.len() + value.len() + 3;
-        let mut length = without + 1;
-        while length != without + length.to_string().len() {
-            length = without + length.to_string().len();
-        }
-        bytes.extend_from_slice(format!("{length} {key}=").as_bytes());
-        bytes.extend_from_slice(value);
-        bytes.push(b'\n');
-    };
-    let texts = [("path", &extended.path), ("linkpath", &extended.target)];
-    for (key, text) in texts {
-        if let Some(text) = text {
-            record(key, text.as_bytes());
-        }
+/// The first record's key and value, and the rest. Its length must end exactly behind its newline.
+fn record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let mut parts = bytes.splitn(2, |byte| *byte == b' ');
+    let digits = parts.next()?;
+    if !is_digits(digits) || digits.starts_with(b"0") {
+        return None;
     }
-    for (key, id) in [("uid", extended.owner), ("gid", extended.group)] {
-        if let Some(id) = id {
-            record(key, id.to_string().as_bytes());
+    let length: usize = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    let (record, rest) = bytes.split_at_checked(length)?;
+    let body = record.get(digits.len() + 1..)?.strip_suffix(b"\n")?;
+    let key = body.split(|byte| *byte == b'=').next()?;
+    let value = body.get(key.len() + 1..)?;
+    Some((key, value, rest))
+}
+
+fn is_digits(bytes: &[u8]) -> bool {
+    !bytes.is_empty() && bytes.iter().all(u8::is_ascii_digit)
+}
+
+/// Whole seconds; a fraction is cut off.
+fn seconds(text: &str) -> Option<u64> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let good = is_digits(whole.as_bytes()) && is_digits(fraction.as_bytes());
+    good.then(|| whole.parse().ok()).flatten()
+}
+
+/// Why an extended attribute of this name is in no backup.
+pub(super) fn unfit_xattr(name: &str) -> Option<&'static str> {
+    if name.is_empty() || name.len() > MAX_XATTR_NAME_BYTES || name.chars().any(char::is_control) {
+        return Some("is no name of an extended attribute");
+    }
+    None
+}
+
+/// A key ends at its first `=`, so GNU tar writes it, and its escape character, as a URL does.
+fn encode_name(name: &str) -> String {
+    name.replace('%', "%25").replace('=', "%3D")
+}
+
+fn decode_name(key: &str) -> String {
+    key.replace("%3D", "=").replace("%25", "%")
+}
+
+impl Records {
+    /// The header's bytes, always in the same order; none when there is nothing to say.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let number = |number: u64| number.to_string().into_bytes();
+        let owner = |id: Option<u32>| id.map(|id| number(id.into()));
+        let text = |text: &Option<String>| text.clone().map(String::into_bytes);
+        for (key, value) in [
+            ("path", text(&self.path)),
+            ("linkpath", text(&self.target)),
+            ("uid", owner(self.owner)),
+            ("gid", owner(self.group)),
+            ("mtime", self.modified.map(number)),
+        ] {
+            if let Some(value) = value {
+                append(&mut bytes, key, &value);
+            }
         }
+        for (name, value) in &self.xattrs {
+            append(&mut bytes, &format!("{XATTR}{}", encode_name(name)), value);
+        }
+        bytes
     }
-    for (name, value) in &extended.xattrs {
-        record(&format!("{XATTR}{name}"), value);
+}
+
+/// Adds a record. Its length counts the digits of the length.
+fn append(bytes: &mut Vec<u8>, key: &str, value: &[u8]) {
+    let rest = " ".len() + key.len() + "=".len() + value.len() + "\n".len();
+    let mut length = rest;
+    while length != rest + length.to_string().len() {
+        length = rest + length.to_string().len();
     }
-    bytes
+    bytes.extend_from_slice(format!("{length} {key}=").as_bytes());
+    bytes.extend_from_slice(value);
+    bytes.push(b'\n');
 }

@@ -92,7 +92,7 @@ pub trait StateFs {
 pub fn only_entries(state: &dyn StateFs, place: Place<'_>) -> io::Result<Vec<Entry>> {
     let listing = state.list(place)?;
     match listing.odd.first() {
-        Some((name, why)) => Err(io::Error::other(format!("`{name}` is {why}"))),
+        Some((name, why)) => Err(io::Error::other(format!("`{name}`: {why}"))),
         None => Ok(listing.entries),
     }
 }

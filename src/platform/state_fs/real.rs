@@ -176,7 +176,7 @@ fn list_into(
         };
         let is_directory = entry.kind == Kind::Directory;
         if let Some(why) = unfit(&entry, layout) {
-            listing.odd.push((shown, why.to_owned()));
+            listing.odd.push((shown, why));
             continue;
         }
         listing.entries.push(entry);
@@ -234,7 +234,7 @@ impl StateFs for StateDirectory {
         let Some((directory, last)) = self.open_parent(place, name)? else { return Ok(None) };
         match entry_at(&directory, last, name, self.layout) {
             Ok(Ok(entry)) => Ok(Some(entry)),
-            Ok(Err(why)) => Err(io::Error::other(format!("`{name}` is {why}"))),
+            Ok(Err(why)) => Err(io::Error::other(format!("`{name}`: {why}"))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }

@@ -1,253 +1,500 @@
+//! The tree layout: each rule, and what is said when it is broken.
+
 use super::*;
 
-type Tree = Vec<(Entry, Vec<u8>)>;
-/// A header, and its content.
-type Part<'a> = (Vec<u8>, &'a [u8]);
+const TREE: Layout = Layout::Tree;
 
-fn entry(name: &str, kind: Kind) -> Entry {
-    let xattrs = BTreeMap::from([("user.colour".to_owned(), b"r\0d\n=".to_vec())]);
-    let attributes =
-        Attributes { mode: 0o4750, owner: 1000, group: 3_000_000, modified: 9, xattrs };
-    Entry { name: name.to_owned(), kind, attributes }
+fn entry(archive: &[u8]) -> Entry {
+    let mut contents = contents(TREE, archive).unwrap();
+    assert_eq!(contents.len(), 1);
+    contents.remove(0).0
 }
 
-fn directory(name: &str) -> Entry {
-    entry(name, Kind::Directory)
+/// A directory's header.
+fn folder(name: &str) -> Vec<u8> {
+    header(name.as_bytes(), 0, |header| header.set_entry_type(EntryType::Directory))
 }
 
-fn link(name: &str, target: &str) -> Entry {
-    entry(name, Kind::Symlink { target: target.to_owned() })
-}
-
-fn packed(tree: &Tree) -> Vec<u8> {
-    let mut writer = Writer::new(Vec::new(), Layout::Tree);
-    for (entry, content) in tree {
-        writer.append(entry, &mut content.as_slice()).unwrap();
-    }
-    writer.finish().unwrap()
-}
-
-fn unpacked(archive: &[u8]) -> Result<Tree, ReadError> {
-    let mut tree = Tree::new();
-    read(archive, Layout::Tree, LIMITS, &mut |entry, content| {
-        let mut bytes = Vec::new();
-        content.read_to_end(&mut bytes)?;
-        tree.push((entry.clone(), bytes));
-        Ok(())
-    })?;
-    Ok(tree)
-}
-
-fn small() -> Tree {
-    let long = format!("d/{}", "x".repeat(200));
-    vec![
-        (directory("."), vec![]),
-        (directory("d"), vec![]),
-        (entry("d/file", Kind::File { bytes: 3 }), b"abc".to_vec()),
-        (directory("d/e"), vec![]),
-        (link("d/e/up", "../../f"), vec![]),
-        (link("d/e/side", &format!("../{}", "y".repeat(150))), vec![]),
-        (entry(&long, Kind::File { bytes: 0 }), vec![]),
-        (Entry::file("f", 1, 7), b"z".to_vec()),
-        (entry("g\u{e9}", Kind::File { bytes: 1 }), b"z".to_vec()),
-    ]
-}
-
-fn why(archive: &[u8]) -> String {
-    match unpacked(archive) {
-        Err(ReadError::Bad(why)) => why,
-        other => panic!("{other:?}"),
-    }
-}
-
-/// An archive of these headers, each with its content.
-fn raw(parts: &[Part<'_>]) -> Vec<u8> {
-    let mut tar = Vec::new();
-    for (header, content) in parts {
-        tar.extend_from_slice(header);
-        tar.extend_from_slice(content);
-        tar.resize(tar.len().next_multiple_of(BLOCK), 0);
-    }
-    tar.resize(tar.len() + 2 * BLOCK, 0);
-    gzip(&tar)
-}
-
-fn pax(records: &[u8]) -> Part<'_> {
-    let x = |header: &mut Header| header.set_entry_type(EntryType::XHeader);
-    (header(b"PaxHeaders/x", records.len() as u64, x), records)
-}
-
-fn file(name: &[u8]) -> Part<'static> {
-    (header(name, 0, |_| ()), b"")
-}
-
-#[test]
-fn what_is_written_is_read() {
-    let tree = small();
-    assert_eq!(unpacked(&packed(&tree)).unwrap(), tree);
-}
-
-#[test]
-fn gnu_tar_reads_it_and_is_read() {
-    let place = tempfile::tempdir().unwrap();
-    let archive = place.path().join("a.tar.gz");
-    std::fs::write(&archive, packed(&small())).unwrap();
-    let tar = |arguments: &[&str]| {
-        let mut tar = std::process::Command::new("tar");
-        let output = tar.args(arguments).current_dir(place.path()).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    };
-    let listed = tar(&["--list", "--verbose", "--numeric-owner", "--file", "a.tar.gz"]);
-    let lines: Vec<&str> = listed.lines().collect();
-    assert_eq!(lines.len(), 9, "{listed}");
-    assert!(lines[1].starts_with("drwsr-x--- 1000/3000000"), "{listed}");
-    assert!(lines[4].ends_with("d/e/up -> ../../f"), "{listed}");
-    assert!(lines[6].ends_with(&"x".repeat(200)), "{listed}");
-
-    std::fs::create_dir_all(place.path().join("in/d")).unwrap();
-    std::fs::write(place.path().join("in/d/file"), "abc").unwrap();
-    std::os::unix::fs::symlink("d/file", place.path().join("in/link")).unwrap();
-    for format in ["ustar", "gnu", "pax"] {
-        let format = format!("--format={format}");
-        tar(&["--create", "--gzip", &format, "-C", "in", "--file", "theirs.tar.gz", "."]);
-        let theirs = unpacked(&std::fs::read(place.path().join("theirs.tar.gz")).unwrap()).unwrap();
-        let mut names: Vec<&str> = theirs.iter().map(|(entry, _)| entry.name.as_str()).collect();
-        names.sort_unstable();
-        assert_eq!(names, [".", "d", "d/file", "link"]);
-    }
-}
-
-#[test]
-fn what_is_not_in_the_dialect_is_named() {
-    let kind = |kind| move |header: &mut Header| header.set_entry_type(kind);
-    let linked = |target: &'static [u8]| {
-        move |header: &mut Header| {
-            header.set_entry_type(EntryType::Symlink);
-            header.as_old_mut().linkname[..target.len()].copy_from_slice(target);
-        }
-    };
-    let dir = || (header(b"d/", 0, kind(EntryType::Directory)), &b""[..]);
-    let link = |name: &[u8], target: &'static [u8]| (header(name, 0, linked(target)), &b""[..]);
-    let one = |part: (Vec<u8>, &'static [u8])| vec![part];
-    let cases: Vec<(Vec<Part<'_>>, &str)> = vec![
-        (one(file(b"/etc/passwd")), "not a plain path"),
-        (one(file(b"../x")), "not a plain path"),
-        (one(file(b"a/../../x")), "not a plain path"),
-        (one(file(b"a/b")), "`a` is no directory that came before it"),
-        (vec![file(b"a"), file(b"a/b")], "`a` is no directory that came before it"),
-        (vec![link(b"a", b"d"), file(b"a/b")], "`a` is no directory that came before it"),
-        (vec![dir(), dir()], "is there twice"),
-        (vec![dir(), file(b"d")], "is there twice"),
-        (vec![file(b"f"), (header(b"./", 0, kind(EntryType::Directory)), b"")], "comes first"),
-        (one(link(b"l", b"/etc")), "a link that leads out"),
-        (one(link(b"l", b"../x")), "a link that leads out"),
-        (vec![dir(), link(b"d/l", b"../../x")], "a link that leads out"),
-        (one(link(b"l", b"d/../../x")), "a link whose target is not plain"),
-        (one(link(b"l", b"./x")), "a link whose target is not plain"),
-        (one(link(b"l", b"x//y")), "a link whose target is not plain"),
-        (one(link(b"l", b"")), "a link with a target that is none"),
-        (one((header(b"h", 0, kind(EntryType::Link)), b"")), "a hard link"),
-        (one((header(b"c", 0, kind(EntryType::Char)), b"")), "a character device"),
-        (one((header(b"p", 0, kind(EntryType::Fifo)), b"")), "a FIFO"),
-        (one((header(b"s", 0, kind(EntryType::GNUSparse)), b"")), "a sparse file"),
-        (one((header(b"n", 0, kind(EntryType::GNULongName)), b"")), "a GNU long name"),
-        (one((header(b"g", 0, kind(EntryType::XGlobalHeader)), b"")), "a pax header"),
-        (
-            one((header(b"d", 3, kind(EntryType::Directory)), b"abc")),
-            "a content, and it is no file",
-        ),
-        (one(file(b".x.restage")), "a name that restage itself uses"),
-        (one(pax(b"10 path=x\n")), "a pax header that no entry follows"),
-        (vec![pax(b"10 path=x\n"), pax(b"10 path=x\n"), file(b"f")], "two pax headers"),
-        (vec![pax(b"11 path=x\n"), file(b"f")], "a pax header is damaged"),
-        (vec![pax(b"10 path=x "), file(b"f")], "a pax header is damaged"),
-        (vec![pax(b"010 path=x\n"), file(b"f")], "a pax header is damaged"),
-        (vec![pax(b"8 path=x\n"), file(b"f")], "a pax header is damaged"),
-        (vec![pax(b"99999999999999999999 a=b\n"), file(b"f")], "a pax header is damaged"),
-        (vec![pax(b"13 path=../x\n"), file(b"f")], "not a plain path"),
-        (vec![pax(b"10 size=5\n"), file(b"f")], "pax header `size`: it is not accepted"),
-        (vec![pax(b"20 path=x\n10 path=y\n"), file(b"f")], "a name with a control character"),
-        (vec![pax(b"10 path=x\n10 path=y\n"), file(b"f")], "with `path` twice"),
-        (vec![pax(b"18 uid=4294967296\n"), file(b"f")], "`uid`: too large"),
-        (vec![pax(b"12 mtime=-1\n"), file(b"f")], "`mtime`: not a number"),
-        (vec![pax(b"18 SCHILY.xattr.=\n"), file(b"f")], "pax header `SCHILY.xattr.`"),
-        (vec![pax(b"26 SCHILY.acl.access=user\n"), file(b"f")], "it is not accepted"),
-        (vec![pax(b"22 GNU.sparse.major=1\n"), file(b"f")], "it is not accepted"),
-    ];
-    for (parts, wanted) in cases {
-        let said = why(&raw(&parts));
-        assert!(said.contains(wanted), "`{wanted}` is not in: {said}");
-    }
-    let deep = vec!["d"; 40].join("/");
-    assert_eq!(unfit_name(&deep, Layout::Tree), Some("more than 32 directories deep"));
-    let long = "x".repeat(300);
-    assert_eq!(unfit_name(&long, Layout::Tree), Some("a name that is too long"));
-}
-
-#[test]
-fn a_cut_or_a_flipped_bit_is_an_error_or_changes_nothing() {
-    let tree = small();
-    let good = packed(&tree);
-    for length in 0..good.len() {
-        assert!(unpacked(&good[..length]).is_err(), "{length} bytes");
-    }
-    for bit in 0..good.len() * 8 {
-        let mut bad = good.clone();
-        bad[bit / 8] ^= 1 << (bit % 8);
-        if let Ok(read) = unpacked(&bad) {
-            assert_eq!(read, tree, "bit {bit}");
-        }
-    }
-}
-
-/// Any tree: each entry lies in one of the directories before it.
-fn any_tree() -> impl Strategy<Value = Tree> {
-    let one =
-        (0_usize..8, "[a-z\u{e9}.]{1,30}", 0_u8..4, prop::collection::vec(any::<u8>(), 0..600));
-    let with = (one, any::<u32>(), any::<u32>(), "[a-z]{1,8}");
-    prop::collection::vec(with, 0..20).prop_map(|parts| {
-        let mut tree = Tree::new();
-        for ((parent, name, what, bytes), owner, mode, key) in parts {
-            let directories: Vec<String> = tree
-                .iter()
-                .filter(|(entry, _)| entry.kind == Kind::Directory)
-                .map(|(entry, _)| format!("{}/", entry.name))
-                .collect();
-            let above = directories.get(parent).cloned().unwrap_or_default();
-            let name = format!("{above}{name}");
-            let kind = match what {
-                0 => Kind::Directory,
-                1 => Kind::Symlink {
-                    target: format!("{}x", "../".repeat(above.matches('/').count())),
-                },
-                _ => Kind::File { bytes: bytes.len() as u64 },
-            };
-            let content = if let Kind::File { .. } = kind { bytes.clone() } else { Vec::new() };
-            let xattrs = BTreeMap::from([(format!("user.{key}"), bytes)]);
-            let attributes =
-                Attributes { mode: mode & 0o7777, owner, group: owner / 2, modified: 5, xattrs };
-            let entry = Entry { name, kind, attributes };
-            let is_new =
-                entry.name != "." && tree.iter().all(|(other, _)| other.name != entry.name);
-            if is_new && unfit(&entry, Layout::Tree).is_none() {
-                tree.push((entry, content));
-            }
-        }
-        tree
+fn symlink(name: &str, target: &[u8]) -> Vec<u8> {
+    header(name.as_bytes(), 0, |header| {
+        header.set_entry_type(EntryType::Symlink);
+        header.set_link_name_literal(target).unwrap();
     })
 }
 
-proptest! {
-    #[test]
-    fn any_tree_is_read_as_it_was_written(tree in any_tree()) {
-        prop_assert_eq!(unpacked(&packed(&tree)).unwrap(), tree);
-    }
+fn plain(name: &str) -> Vec<u8> {
+    header(name.as_bytes(), 0, |_| {})
+}
 
-    #[test]
-    fn no_pax_header_makes_the_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        let _ = pax::parse(&bytes);
-        let text: Vec<u8> = bytes.iter().map(|b| b"0123456789 =\npathuidSCHILY.xattr."[*b as usize % 33]).collect();
-        let _ = pax::parse(&text);
+/// A record whose length is right.
+fn record(key: &str, value: &[u8]) -> Vec<u8> {
+    let rest = key.len() + value.len() + 3;
+    let is_right = |length: &usize| *length == rest + length.to_string().len();
+    let length = (rest..rest + 9).find(is_right).unwrap();
+    [format!("{length} {key}=").as_bytes(), value, b"\n"].concat()
+}
+
+/// An archive of the file `x` with these records before it.
+fn with_records(records: &[u8]) -> Vec<u8> {
+    ended(&[pax_header(records), plain("x")])
+}
+
+#[test]
+fn what_is_written_is_read_again() {
+    let archive = archive(TREE, &some_tree());
+    assert_eq!(contents(TREE, &archive).unwrap(), some_tree());
+}
+
+#[test]
+fn only_what_does_not_fit_makes_a_pax_header() {
+    let kinds = |entries: &[(Entry, Vec<u8>)]| -> Vec<u8> {
+        let tar = gunzip(&archive(TREE, entries));
+        tar.chunks(BLOCK).filter(|block| block[257..262] == *b"ustar").map(|b| b[156]).collect()
+    };
+    assert_eq!(kinds(&some_tree()), b"x55x0x0x502x22".map(|kind| kind));
+    let mut most = Entry::file("x", 0, 0o777_7777_7777);
+    most.attributes.owner = 0o777_7777;
+    most.attributes.group = 0o777_7777;
+    assert_eq!(kinds(&[(most, vec![])]), b"0");
+}
+
+#[test]
+fn what_a_flat_archive_holds_is_a_tree() {
+    let files: Files = [("a".to_owned(), vec![1; 600]), ("b".to_owned(), vec![])].into();
+    let archive = written(&files);
+    assert_eq!(contents(TREE, &archive).unwrap(), contents(Layout::Flat, &archive).unwrap());
+}
+
+#[test]
+fn the_top_and_directories_may_be_written_in_two_ways() {
+    for top in [".", "./"] {
+        assert_eq!(entry(&ended(&[folder(top)])).name, ".");
     }
+    for name in ["a", "a/", "./a", "./a/"] {
+        let archive = ended(&[folder(name), plain("./a/b")]);
+        let names: Vec<_> =
+            contents(TREE, &archive).unwrap().into_iter().map(|(entry, _)| entry.name).collect();
+        assert_eq!(names, ["a", "a/b"]);
+    }
+}
+
+#[test]
+fn only_files_directories_and_symbolic_links_are_accepted() {
+    for (kind, why) in [
+        (EntryType::Link, "a hard link"),
+        (EntryType::Char, "a character device"),
+        (EntryType::Block, "a block device"),
+        (EntryType::Fifo, "a FIFO"),
+        (EntryType::Continuous, "a contiguous file"),
+        (EntryType::XGlobalHeader, "a global pax header"),
+        (EntryType::GNULongName, "a GNU long name"),
+        (EntryType::GNULongLink, "a GNU long name"),
+        (EntryType::GNUSparse, "a sparse file"),
+        (EntryType::new(b'D'), "of an unknown kind"),
+        (EntryType::new(b'V'), "of an unknown kind"),
+        (EntryType::new(b'X'), "of an unknown kind"),
+    ] {
+        let said = refused(TREE, &one(b"x", 0, |header| header.set_entry_type(kind)));
+        let and = "and only files, directories and symbolic links are accepted";
+        assert_eq!(said, format!("`x`: {why}, {and}"));
+    }
+}
+
+#[test]
+fn only_plain_paths_are_accepted() {
+    let long = ["d".repeat(50), "x".repeat(256)].join("/");
+    let path = vec!["x".repeat(240); 18].join("/");
+    let deep = vec!["x"; 33].join("/");
+    for (name, why) in [
+        ("", "no name of a file"),
+        ("/", "not a plain path"),
+        ("/x", "not a plain path"),
+        ("./.", "not a plain path"),
+        ("././", "not a plain path"),
+        (".//", "not a plain path"),
+        ("././x", "not a plain path"),
+        (".//x", "not a plain path"),
+        ("..", "not a plain path"),
+        ("../x", "not a plain path"),
+        ("a/../x", "not a plain path"),
+        ("a/..", "not a plain path"),
+        ("a/./x", "not a plain path"),
+        ("a//x", "not a plain path"),
+        ("a//", "not a plain path"),
+        ("a\nb", "a control character in the name"),
+        ("a/\u{85}", "a control character in the name"),
+        (&long, "a name in the path is longer than 255 bytes"),
+        (&path, "the path is longer than 4096 bytes"),
+        (&deep, "more than 32 names in the path"),
+        (".x.restage", "a name that restage itself uses"),
+        ("a/.restage/b", "a name that restage itself uses"),
+    ] {
+        for kind in [EntryType::Regular, EntryType::Directory] {
+            let header = header(b"x", 0, |header| header.set_entry_type(kind));
+            let said =
+                refused(TREE, &ended(&[pax_header(&record("path", name.as_bytes())), header]));
+            assert!(said.ends_with(&format!("`: {why}")), "{name:?}: {said}");
+        }
+    }
+    let said = refused(TREE, &ended(&[folder("a"), plain("a/")]));
+    assert_eq!(said, "`a/`: not a plain path");
+    assert_eq!(refused(TREE, &one(b"a\xff", 0, |_| {})), "`a\u{fffd}`: the name is not UTF-8");
+    assert_eq!(unfit_name(".", TREE), None);
+    assert_eq!(unfit_name(&vec!["x"; 32].join("/"), TREE), None);
+    assert_eq!(unfit_name(&"x".repeat(255), TREE), None);
+}
+
+#[test]
+fn a_path_in_two_fields_is_put_together() {
+    let archive = ended(&[
+        folder("etc"),
+        header(b"x", 0, |header| {
+            header.as_ustar_mut().unwrap().prefix[..3].copy_from_slice(b"etc");
+        }),
+    ]);
+    assert_eq!(contents(TREE, &archive).unwrap()[1].0.name, "etc/x");
+}
+
+#[test]
+fn entries_come_once_and_after_their_directories() {
+    for (parts, why) in [
+        (vec![plain("x"), plain("./x")], "`x` is there twice"),
+        (vec![folder("x"), plain("x")], "`x` is there twice"),
+        (vec![folder("./"), folder(".")], "`.` is there twice"),
+        (vec![plain("x"), folder(".")], "`.`: the top of the tree comes after something in it"),
+        (vec![plain(".")], "`.`: the top of the tree is not a directory"),
+        (vec![plain("./")], "`.`: the top of the tree is not a directory"),
+        (vec![symlink(".", b"x")], "`.`: the top of the tree is not a directory"),
+        (vec![plain("a/x")], "`a/x`: its directory does not come before it"),
+        (vec![folder("a/b"), folder("a")], "`a/b`: its directory does not come before it"),
+        (vec![plain("a"), plain("a/x")], "`a/x`: its directory does not come before it"),
+        (
+            vec![folder("b"), symlink("a", b"b"), plain("a/x")],
+            "`a/x`: its directory does not come before it",
+        ),
+        (vec![folder("."), plain("a/x")], "`a/x`: its directory does not come before it"),
+    ] {
+        assert_eq!(refused(TREE, &ended(&parts)), why);
+    }
+}
+
+#[test]
+fn links_stay_inside() {
+    let plain_names = "the target of the link is not some `..` and then plain names";
+    let outside = "the target of the link lies outside";
+    let long = "x/".repeat(2048);
+    for (name, target, why) in [
+        ("l", "x", None),
+        ("l", "x/y", None),
+        ("a/l", "..", None),
+        ("a/l", "../a/x", None),
+        ("a/b/l", "../..", None),
+        ("l", "..x", None),
+        ("l", "", Some("a link without a target")),
+        ("l", "/x", Some("the target of the link is absolute")),
+        ("l", "..", Some(outside)),
+        ("l", "../x", Some(outside)),
+        ("a/l", "../..", Some(outside)),
+        ("a/l", "../../x", Some(outside)),
+        ("a/b/l", "../../../x", Some(outside)),
+        ("a/l", "x/..", Some(plain_names)),
+        ("a/l", "x/../..", Some(plain_names)),
+        ("a/l", "../x/../y", Some(plain_names)),
+        ("l", ".", Some(plain_names)),
+        ("l", "./x", Some(plain_names)),
+        ("l", "x/./y", Some(plain_names)),
+        ("a/l", ".././x", Some(plain_names)),
+        ("l", "x//y", Some(plain_names)),
+        ("l", "x/", Some(plain_names)),
+        ("a/l", "../", Some(plain_names)),
+        ("l", ".x.restage", Some(plain_names)),
+        ("l", "x\ny", Some("a control character in the target of the link")),
+        ("l", &long, Some("the target of the link is longer than 4095 bytes")),
+    ] {
+        let pax = pax_header(&record("linkpath", target.as_bytes()));
+        let parts = [folder("a"), folder("a/b"), pax, symlink(name, b"in the header")];
+        match (contents(TREE, &ended(&parts)), why) {
+            (Ok(contents), None) => {
+                assert_eq!(contents[2].0.kind, Kind::Symlink { target: target.to_owned() });
+            }
+            (Err(ReadError::Bad(said)), Some(why)) => assert_eq!(said, format!("`{name}`: {why}")),
+            other => panic!("{name:?} -> {target:?}: {other:?}"),
+        }
+        let written = [directory("a"), directory("a/b"), link(name, target)];
+        if let Some(why) = why {
+            assert_eq!(not_written(TREE, &written), format!("`{name}`: {why}"));
+        }
+    }
+    let said = refused(TREE, &ended(&[symlink("l", b"\xff")]));
+    assert_eq!(said, "`l`: the target of the link is not UTF-8");
+    assert_eq!(refused(TREE, &ended(&[symlink("l", b"")])), "`l`: a link without a target");
+}
+
+#[test]
+fn only_files_have_a_length_and_only_links_a_target() {
+    for kind in [EntryType::Directory, EntryType::Symlink] {
+        let said = refused(
+            TREE,
+            &one(b"x", 1, |header| {
+                header.set_entry_type(kind);
+                if kind == EntryType::Symlink {
+                    header.set_link_name_literal("y").unwrap();
+                }
+            }),
+        );
+        assert_eq!(said, "`x`: a length, and it is no file");
+    }
+    let said = refused(TREE, &one(b"x", 0, |header| header.set_link_name_literal("y").unwrap()));
+    assert_eq!(said, "`x`: the target of a link, and it is none");
+    let said = refused(TREE, &with_records(&record("linkpath", b"y")));
+    assert_eq!(said, "`x`: the target of a link, and it is none");
+}
+
+#[test]
+fn attributes_are_read_from_the_header() {
+    let read = entry(&one(b"x", 0, |header| {
+        header.set_mode(0o7751);
+        header.set_uid(1000);
+        header.set_gid(u64::from(u32::MAX)); // base 256
+        header.set_mtime(1 << 40);
+    }));
+    let (owner, group, modified) = (1000, u32::MAX, 1 << 40);
+    let attributes = Attributes { mode: 0o7751, owner, group, modified, ..Attributes::default() };
+    assert_eq!(read.attributes, attributes);
+    // Blanks before and after, as old writers have it.
+    let read = entry(&one(b"x", 0, |header| header.as_old_mut().mode = *b"   751 \0"));
+    assert_eq!(read.attributes.mode, 0o751);
+}
+
+#[test]
+fn numbers_that_are_wrong_are_refused() {
+    const DAMAGED: &str = "a number in the header is damaged";
+    const NEGATIVE: u8 = 0xff;
+    type Change = fn(&mut Header);
+    let changes: [(Change, &str); 17] = [
+        (|h| h.as_old_mut().size.fill(0), DAMAGED),
+        (|h| h.as_old_mut().size.fill(b'8'), DAMAGED),
+        (|h| h.as_old_mut().size.fill(b'7'), "larger than 8 GiB"),
+        (|h| h.as_old_mut().size = *b"+0000000001\0", DAMAGED),
+        (|h| h.as_old_mut().size = *b"00000\x0000001\0", DAMAGED),
+        (|h| h.as_old_mut().size.fill(NEGATIVE), DAMAGED),
+        (|h| h.as_old_mut().size = *b"\x80\0\0\0\0\0\0\0\0\0\0\0", DAMAGED),
+        (|h| h.as_old_mut().mode.fill(0), DAMAGED),
+        (|h| h.as_old_mut().mode = *b"\x80\0\0\0\0\0\0\0", DAMAGED),
+        (|h| h.set_mode(0o10_0644), "a mode of more than permissions"),
+        (|h| h.as_old_mut().uid.fill(NEGATIVE), DAMAGED),
+        (|h| h.as_old_mut().uid.fill(b' '), DAMAGED),
+        (|h| h.as_old_mut().uid = *b"-000001\0", DAMAGED),
+        (|h| h.set_uid(1 << 32), DAMAGED),
+        (|h| h.set_gid(1 << 32), DAMAGED),
+        (|h| h.as_old_mut().mtime.fill(NEGATIVE), DAMAGED),
+        (|h| h.as_old_mut().mtime = *b"\x80\0\0\x01\0\0\0\0\0\0\0\0", DAMAGED),
+    ];
+    for (number, (change, why)) in changes.into_iter().enumerate() {
+        let said = refused(TREE, &one(b"x", 0, change));
+        assert_eq!(said, format!("`x`: {why}"), "{number}");
+    }
+}
+
+#[test]
+fn pax_records_say_what_the_header_does_not() {
+    let name = format!("{}/x", "d".repeat(200));
+    let records = [
+        record("path", format!("./{name}").as_bytes()),
+        record("uid", b"4294967295"),
+        record("gid", b"0"),
+        record("mtime", b"1700000000.999999999"),
+        record("atime", b"-1.5"),
+        record("ctime", b"1"),
+        record("uname", "jürgen".as_bytes()),
+        record("gname", b"\xff"),
+        record("SCHILY.xattr.user.a%3Db%25", b"\0=\n"),
+        record("SCHILY.xattr.system.posix_acl_access", b""),
+    ];
+    let own = header(b"elsewhere", 0, |header| header.set_gid(7));
+    let d = "d".repeat(200);
+    let folder = [pax_header(&record("path", d.as_bytes())), folder("d")].concat();
+    let read = contents(TREE, &ended(&[folder, pax_header(&records.concat()), own])).unwrap();
+    let xattrs = [("user.a=b%", &b"\0=\n"[..]), ("system.posix_acl_access", b"")];
+    let expected = Attributes {
+        owner: u32::MAX,
+        modified: 1_700_000_000,
+        xattrs: xattrs.map(|(name, value)| (name.to_owned(), value.to_vec())).into(),
+        ..Attributes::default()
+    };
+    assert_eq!((&read[1].0.name, &read[1].0.attributes), (&name, &expected));
+    // They are of the next entry only.
+    let two = ended(&[pax_header(&record("uid", b"5")), plain("x"), plain("y")]);
+    let owners: Vec<_> =
+        contents(TREE, &two).unwrap().iter().map(|(entry, _)| entry.attributes.owner).collect();
+    assert_eq!(owners, [5, 0]);
+}
+
+#[test]
+fn pax_keys_are_a_white_list() {
+    for key in [
+        "size",
+        "comment",
+        "charset",
+        "hdrcharset",
+        "SCHILY.acl.access",
+        "SCHILY.dev",
+        "SCHILY.xattr",
+        "RHT.security.selinux",
+        "GNU.sparse.major",
+        "LIBARCHIVE.xattr.user.x",
+        "Path",
+        "",
+    ] {
+        let said = refused(TREE, &with_records(&record(key, b"1")));
+        assert_eq!(said, format!("`x`: the pax key `{key}` is not accepted"));
+    }
+    let long = format!("SCHILY.xattr.{}", "x".repeat(256));
+    for key in ["SCHILY.xattr.", "SCHILY.xattr.a\0b", &long] {
+        let said = refused(TREE, &with_records(&record(key, b"1")));
+        assert!(said.ends_with("` is no name of an extended attribute"), "{said}");
+    }
+    let said = refused(TREE, &with_records(b"20 SCHILY.xattr.\xff=1\n"));
+    assert!(said.ends_with("` is no name of an extended attribute"), "{said}");
+    for key in ["path", "mtime", "uname", "SCHILY.xattr.user.x"] {
+        let twice = [record(key, b"1"), record(key, b"1")].concat();
+        let said = refused(TREE, &with_records(&twice));
+        assert_eq!(said, format!("`x`: the pax key `{key}` is there twice"));
+    }
+    // In two ways of writing.
+    let twice = [record("SCHILY.xattr.%", b"1"), record("SCHILY.xattr.%25", b"1")].concat();
+    let said = refused(TREE, &with_records(&twice));
+    assert_eq!(said, "`x`: the pax key `SCHILY.xattr.%25` is there twice");
+}
+
+#[test]
+fn pax_values_are_read_strictly() {
+    for (key, value) in [
+        ("uid", &b""[..]),
+        ("uid", b"-1"),
+        ("uid", b"+1"),
+        ("uid", b" 1"),
+        ("uid", b"4294967296"),
+        ("gid", b"1.0"),
+        ("gid", b"0x1"),
+        ("mtime", b""),
+        ("mtime", b"-1"),
+        ("mtime", b"1."),
+        ("mtime", b".5"),
+        ("mtime", b"1.5.5"),
+        ("mtime", b"1.-5"),
+        ("mtime", b"1e9"),
+        ("mtime", b"18446744073709551616"),
+        ("path", b"\xff"),
+        ("linkpath", b"\xff"),
+    ] {
+        let said = refused(TREE, &with_records(&record(key, value)));
+        assert_eq!(said, format!("`x`: the pax key `{key}` has a damaged value"), "{value:?}");
+    }
+}
+
+#[test]
+fn pax_records_end_exactly_where_they_say() {
+    for records in [
+        &b"x"[..],
+        b"\n",
+        b"7 uid=1\n",
+        b"9 uid=1\n",
+        b"8 uid=1\n ",
+        b"8 uid=1\n\0",
+        b"09 uid=1\n",
+        b"+9 uid=1\n",
+        b" 9 uid=1\n",
+        b"-9 uid=1\n",
+        b"8 uid=1 ",
+        b"7 uid1\n",
+        b"0 uid=1\n",
+        b"1 uid=1\n",
+        b"2 uid=1\n",
+        b"2 \n",
+        b"3 \n",
+        b"2\n",
+        b"99999999999999999999 uid=1\n",
+        b"18446744073709551615 uid=1\n",
+    ] {
+        let said = refused(TREE, &with_records(records));
+        let records = String::from_utf8_lossy(records);
+        assert_eq!(said, "`x`: a damaged pax header", "{records:?}");
+    }
+    assert_eq!(entry(&with_records(b"8 uid=1\n")).attributes.owner, 1);
+    assert_eq!(entry(&with_records(b"")).name, "x");
+}
+
+#[test]
+fn a_pax_header_stands_before_an_entry() {
+    let pax = || pax_header(&record("uid", b"1"));
+    let none = "a pax header that no entry follows";
+    assert_eq!(refused(TREE, &ended(&[plain("x"), pax()])), none);
+    assert_eq!(refused(TREE, &gzip(&pax())), none);
+    let said = refused(TREE, &ended(&[pax(), pax(), plain("x")]));
+    assert_eq!(said, "`PaxHeaders/x`: a second pax header for one entry");
+    let said = refused(TREE, &ended(&[pax_header(&vec![b'x'; (1 << 20) + 1]), plain("x")]));
+    assert_eq!(said, "`PaxHeaders/x`: a pax header of more than 1 MiB");
+    let base_256 = header(b"p", 0, |header| {
+        header.set_entry_type(EntryType::XHeader);
+        header.as_old_mut().size = *b"\x80\0\0\0\0\0\0\0\0\0\0\x01";
+    });
+    let said = refused(TREE, &ended(&[base_256, plain("x")]));
+    assert_eq!(said, "`p`: a number in the header is damaged");
+    assert_eq!(
+        refused(Layout::Flat, &ended(&[pax(), plain("x")])),
+        "`PaxHeaders/x`: a pax header, and only regular files are accepted"
+    );
+}
+
+#[test]
+fn limits_count_every_entry_and_every_pax_header() {
+    let many: Contents = (0..101).map(|n| (directory(&n.to_string()), vec![])).collect();
+    assert_eq!(refused(TREE, &archive(TREE, &many)), "more than 100 files");
+    contents(TREE, &archive(TREE, &many[..100])).unwrap();
+    let large = vec![0; LIMITS.bytes as usize - 8];
+    let file = |name: &str| (Entry::file(name, large.len() as u64, 0), large.clone());
+    let mut owned = Entry::file("y", 0, 0);
+    owned.attributes.owner = u32::MAX;
+    let said = refused(TREE, &archive(TREE, &[file("x"), (owned.clone(), vec![])]));
+    assert_eq!(said, "`././@PaxHeader`: more than 1048576 bytes in all");
+    let said = refused(TREE, &archive(TREE, &[(owned, vec![]), file("x")]));
+    assert_eq!(said, "`x`: more than 1048576 bytes in all");
+}
+
+#[test]
+fn what_a_reader_refuses_is_not_written() {
+    let file = |change: fn(&mut Entry)| {
+        let mut entry = Entry::file("x", 0, 0);
+        change(&mut entry);
+        entry
+    };
+    for (entries, why) in [
+        (vec![file(|x| x.name = "../x".to_owned())], "`../x`: not a plain path"),
+        (vec![file(|x| x.name = "a/x".to_owned())], "`a/x`: its directory does not come before it"),
+        (vec![file(|x| x.name = ".".to_owned())], "`.`: the top of the tree is not a directory"),
+        (vec![file(|_| {}), directory("x")], "`x` is there twice"),
+        (vec![file(|x| x.kind = Kind::File { bytes: 1 << 33 })], "`x`: larger than 8 GiB"),
+        (vec![file(|x| x.attributes.mode = 0o10_0644)], "`x`: a mode of more than permissions"),
+        (
+            vec![file(|x| drop(x.attributes.xattrs.insert(String::new(), vec![])))],
+            "`x`: `` is no name of an extended attribute",
+        ),
+        (
+            vec![file(|x| drop(x.attributes.xattrs.insert("user.x".to_owned(), vec![0; 1 << 20])))],
+            "`x`: more than 1 MiB of extended attributes",
+        ),
+    ] {
+        assert_eq!(not_written(TREE, &entries), why);
+    }
+    for entry in [directory("x"), link("x", "y")] {
+        let mut writer = Writer::new(Vec::new(), TREE);
+        let said = writer.append(&entry, &mut &b"x"[..]).unwrap_err();
+        assert_eq!(said.to_string(), "`x` was changed meanwhile");
+    }
+}
+
+#[test]
+fn the_layout_has_a_name() {
+    assert_eq!(serde_json::to_string(&[Layout::Flat, TREE]).unwrap(), r#"["flat","tree"]"#);
 }

@@ -1,0 +1,185 @@
+//! An archive becomes entries and contents, as it passes.
+//! Side: both. Reads from its source only.
+
+use std::io::{self, BufRead, Read};
+
+use flate2::bufread::GzDecoder;
+
+use super::header::Header;
+use super::name::Order;
+use super::{BLOCK, Entry, Layout, Limits, ReadError, bad, padding};
+
+/// GNU tar fills its last record with zeros; nobody needs more than this.
+const MAX_PADDING_BLOCKS: usize = 2048;
+pub(super) const CUT: &str = "it is cut short";
+
+/// Reads a whole archive, to the last byte of `source`. Each entry is handed to `visit` with a reader
+/// of exactly its content; what `visit` leaves is skipped. Only on `Ok` was the archive a good one:
+/// nothing that `visit` did may count before.
+pub fn read(
+    source: impl BufRead,
+    layout: Layout,
+    limits: Limits,
+    visit: &mut dyn FnMut(&Entry, &mut dyn Read) -> io::Result<()>,
+) -> Result<Vec<Entry>, ReadError> {
+    let mut stream = Stream { gzip: GzDecoder::new(source) };
+    let mut order = Order::new(layout);
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut room = Room { limits, files: 0, bytes: 0 };
+    let mut records: Option<Vec<u8>> = None;
+    while let Some(block) = stream.block()? {
+        if block == [0; BLOCK] {
+            if records.is_some() {
+                break;
+            }
+            stream.end()?;
+            return Ok(entries);
+        }
+        let header = Header::open(&block, layout)?;
+        if let Some(bytes) = header.pax_bytes()? {
+            if records.is_some() {
+                return header.wrong("a second pax header for one entry");
+            }
+            room.bytes(bytes).or_else(|why| header.wrong(&why))?;
+            let mut content = Content { stream: &mut stream, rest: bytes };
+            let records = records.insert(Vec::new());
+            content.read_to_end(records).map_err(unwrapped)?;
+            stream.padding(bytes)?;
+            continue;
+        }
+        let entry = header.entry(records.take().as_deref())?;
+        order.add(&entry).map_err(ReadError::Bad)?;
+        room.file().map_err(ReadError::Bad)?;
+        room.bytes(entry.bytes()).map_err(|why| ReadError::Bad(entry.refused(&why)))?;
+        let mut content = Content { stream: &mut stream, rest: entry.bytes() };
+        visit(&entry, &mut content).map_err(unwrapped)?;
+        io::copy(&mut content, &mut io::sink()).map_err(unwrapped)?;
+        stream.padding(entry.bytes())?;
+        entries.push(entry);
+    }
+    if records.is_some() {
+        return bad("a pax header that no entry follows");
+    }
+    bad("it ends without its end marker")
+}
+
+/// What the limits leave.
+struct Room {
+    limits: Limits,
+    files: u64,
+    bytes: u64,
+}
+
+impl Room {
+    fn file(&mut self) -> Result<(), String> {
+        if self.files >= self.limits.files {
+            return Err(format!("more than {} files", self.limits.files));
+        }
+        self.files += 1;
+        Ok(())
+    }
+
+    fn bytes(&mut self, bytes: u64) -> Result<(), String> {
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.bytes > self.limits.bytes {
+            return Err(format!("more than {} bytes in all", self.limits.bytes));
+        }
+        Ok(())
+    }
+}
+
+/// What the gzip member holds.
+struct Stream<R> {
+    gzip: GzDecoder<R>,
+}
+
+impl<R: BufRead> Stream<R> {
+    /// The next block; none at a proper end of the member.
+    fn block(&mut self) -> Result<Option<[u8; BLOCK]>, ReadError> {
+        let mut block = [0; BLOCK];
+        let mut filled = 0;
+        while let Some(rest) = block.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            match self.gzip.read(rest) {
+                Ok(0) if filled == 0 => return Ok(None),
+                Ok(0) => return bad("it ends in the middle of a block"),
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(of_gzip(error)),
+            }
+        }
+        Ok(Some(block))
+    }
+
+    /// A file's content is filled up to whole blocks.
+    fn padding(&mut self, bytes: u64) -> Result<(), ReadError> {
+        let rest = padding(bytes);
+        let mut padding = [0; BLOCK];
+        let padding = padding.get_mut(..rest).unwrap_or_default();
+        self.gzip.read_exact(padding).map_err(of_gzip)
+    }
+
+    /// After the first block of zeros: another one, more of them, the member's checksum, the end.
+    fn end(mut self) -> Result<(), ReadError> {
+        let mut zeros = 0;
+        while let Some(block) = self.block()? {
+            zeros += 1;
+            if block != [0; BLOCK] {
+                return bad("there is something after the end marker");
+            }
+            if zeros > MAX_PADDING_BLOCKS {
+                return bad("too many zeros after the end marker");
+            }
+        }
+        if zeros == 0 {
+            return bad("the end marker is cut short");
+        }
+        let mut source = self.gzip.into_inner();
+        let rest = source.fill_buf().map_err(ReadError::Io)?;
+        match rest {
+            [] => Ok(()),
+            [0x1f, 0x8b, ..] => bad("there is a second gzip member"),
+            _ => bad("there is something after the gzip member"),
+        }
+    }
+}
+
+/// The content of one file.
+struct Content<'a, R> {
+    stream: &'a mut Stream<R>,
+    rest: u64,
+}
+
+impl<R: BufRead> Read for Content<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.rest).unwrap_or(usize::MAX).min(buffer.len());
+        let Some(buffer) = buffer.get_mut(..most).filter(|buffer| !buffer.is_empty()) else {
+            return Ok(0);
+        };
+        // Through `visit` the error comes back as an I/O error, and is told apart by its type.
+        let count = self.stream.gzip.read(buffer).map_err(|error| match of_gzip(error) {
+            ReadError::Io(error) => error,
+            bad @ ReadError::Bad(_) => io::Error::other(bad),
+        })?;
+        if count == 0 {
+            return Err(io::Error::other(ReadError::Bad(CUT.to_owned())));
+        }
+        self.rest -= count as u64;
+        Ok(count)
+    }
+}
+
+/// An error of the decoder: the source's own errors have a number of the system.
+fn of_gzip(error: io::Error) -> ReadError {
+    match error.kind() {
+        _ if error.raw_os_error().is_some() => ReadError::Io(error),
+        io::ErrorKind::UnexpectedEof => ReadError::Bad(CUT.to_owned()),
+        _ => ReadError::Bad(format!("gzip: {error}")),
+    }
+}
+
+fn unwrapped(error: io::Error) -> ReadError {
+    match error.downcast::<ReadError>() {
+        Ok(error) => error,
+        Err(error) => ReadError::Io(error),
+    }
+}
