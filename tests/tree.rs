@@ -15,6 +15,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use proptest::prelude::*;
+use restage::format::archive::Layout;
 use rustix::fs::{AtFlags, FileType, Mode, Timespec, Timestamps, XattrFlags};
 
 /// The rest of the profile is IncusOS's.
@@ -38,15 +40,26 @@ struct Appliance {
 }
 
 impl Appliance {
-    fn new() -> Self {
+    /// With nothing in its state.
+    fn empty(layout: &str) -> Self {
         let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let built_in: serde_json::Value =
             serde_json::from_str(include_str!("../src/profile/incusos.json")).unwrap();
         let mut profile = built_in;
         profile["name"] = "appliance".into();
         profile["state"] = serde_json::from_str(STATE).unwrap();
+        profile["state"]["layout"] = layout.into();
+        if layout == "flat" {
+            profile["state"]["precious"] = serde_json::json!([]);
+        }
         fs::write(place.path().join("profile.json"), profile.to_string()).unwrap();
         let new = Self { place };
+        fs::create_dir_all(new.state()).unwrap();
+        new
+    }
+
+    fn new() -> Self {
+        let new = Self::empty("tree");
         let state = new.state();
         fs::create_dir_all(state.join("keys")).unwrap();
         fs::create_dir_all(state.join("data/deep/empty")).unwrap();
@@ -188,6 +201,42 @@ fn a_tree_comes_back_with_all_its_attributes() {
     assert_eq!(fs::read_to_string(&kept).unwrap(), "another key");
     assert_eq!(fs::metadata(kept).unwrap().mode() & 0o7777, 0o400);
     assert_eq!(fs::read_dir(appliance.state().parent().unwrap()).unwrap().count(), 2);
+}
+
+/// Files by name, and what becomes of them.
+type Files = BTreeMap<String, Vec<u8>>;
+
+fn any_files() -> impl Strategy<Value = Files> {
+    let name = "[a-zA-Z0-9._ é-]{1,40}".prop_filter("a name", |name| {
+        restage::format::archive::unfit_name(name, Layout::Flat).is_none()
+    });
+    prop::collection::btree_map(name, prop::collection::vec(any::<u8>(), 0..3000), 1..12)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #[test]
+    fn backup_and_restore_are_the_identity(files in any_files(), later in any_files(), tree in any::<bool>()) {
+        let appliance = Appliance::empty(if tree { "tree" } else { "flat" });
+        let put = |files: &Files| {
+            fs::remove_dir_all(appliance.state()).unwrap();
+            fs::create_dir(appliance.state()).unwrap();
+            for (name, bytes) in files {
+                fs::write(appliance.state().join(name), bytes).unwrap();
+            }
+        };
+        put(&files);
+        let backup = appliance.backup();
+        put(&later);
+        appliance.expect(&["restore", &backup, "--force"], 0, "staged restore");
+        appliance.expect(&["initrd", "restore"], 0, "boot 1 of 2");
+        let found: Files = fs::read_dir(appliance.state())
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()))
+            .collect();
+        prop_assert_eq!(found, files);
+    }
 }
 
 #[test]
