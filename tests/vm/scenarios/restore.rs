@@ -56,7 +56,11 @@ pub fn confirmed(bench: &mut Bench<'_>) -> Outcome {
     bench.wait_reset(60)?;
     bench.line(&["restage: the restored state is in place: boot 1 of 3"], 150)?;
     bench.booted(Boot::Usual)?;
-    until(bench, "the health check confirms", "test ! -e /var/lib/.incus-os.restage")?;
+    // The journal goes last, after the report.
+    let journal = format!("/var/lib/restage/{}.JNL", crate::request::stem(&id));
+    bench.exits(&format!("test -e {journal}"), 0)?;
+    until(bench, "the health check confirms", &format!("test ! -e {journal}"))?;
+    bench.exits("test -e /var/lib/.incus-os.restage", 1)?;
     let status = bench.status()?;
     bench.equal("outcome", status.report(&id)?.outcome(), "done")
 }

@@ -3,7 +3,9 @@
 use crate::bench::{Bench, Boot};
 use crate::failure::{Doing, Outcome};
 use crate::faults;
-use crate::scenarios::restored::{BACKUP, SLOTS, both, nothing_left, put, slots, staged, window};
+use crate::scenarios::restored::{
+    BACKUP, DEVICE, SLOTS, VOLUMES, both, nothing_left, put, slots, staged, window,
+};
 use crate::swtpm;
 use crate::wire::from_base64;
 
@@ -58,7 +60,17 @@ pub fn by_passphrase(bench: &mut Bench<'_>) -> Outcome {
     bench.booted(Boot::Usual)?;
     let tar = as_incusos_writes_it(bench)?;
     put(bench, "/var/tmp/incusos.tar", &tar)?;
-    bench.run("gzip -c /var/tmp/incusos.tar >/var/tmp/incusos.tar.gz")?;
+    // Go names no file, no time and no system in its header.
+    bench.run(
+        "cd /var/tmp && gzip -n -c incusos.tar >incusos.tar.gz && \
+         printf '\\377' | dd of=incusos.tar.gz bs=1 seek=9 conv=notrunc status=none && \
+         test $(od -An -tx1 -N10 incusos.tar.gz | tr -d ' ') = 1f8b08000000000000ff",
+    )?;
+    bench.exits("restage inspect /var/tmp/incusos.tar.gz", 0)?;
+    for (name, label) in VOLUMES {
+        let works = by_tpm(bench, label)?;
+        bench.check(&format!("the TPM opens {name}"), works)?;
+    }
     bench.run(
         "cd /var/lib/incus-os && sed -i 's/DNS.Hostname: .*/DNS.Hostname: changed/' state.txt",
     )?;
@@ -71,12 +83,24 @@ pub fn by_passphrase(bench: &mut Bench<'_>) -> Outcome {
     bench.power_on()?;
     bench.line(&["restage: the restored state is in place: boot 1 of 3"], 250)?;
     let facts = bench.booted(Boot::First)?;
+    for (name, label) in VOLUMES {
+        let works = by_tpm(bench, label)?;
+        bench.check(&format!("the TPM no longer opens {name}"), !works)?;
+    }
     bench.equal("hostname", &facts.hostname, &old.hostname)?;
     bench.equal("machine key of root", &facts.key_root, &old.key_root)?;
     bench.exits("restage confirm", 0)?;
     both(bench, &old.passphrase, true)?;
     slots(bench, SLOTS)?;
     nothing_left(bench)
+}
+
+/// Whether a volume opens with what its header says about the TPM, and nothing else.
+fn by_tpm(bench: &mut Bench<'_>, label: &str) -> Outcome<bool> {
+    let ran = bench.sh(&format!(
+        "cryptsetup open --test-passphrase --token-only {DEVICE}{label} </dev/null"
+    ))?;
+    Ok(ran.code == 0)
 }
 
 /// The state as a tar, byte for byte as Go's archive/tar makes it of a header with name, size, mode

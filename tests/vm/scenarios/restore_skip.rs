@@ -13,7 +13,11 @@ const ITEMS: [&str; 4] = [
     "encryption-recovery-keys,local-data-encryption-key,network-macs",
 ];
 const HOSTNAME: &str = "System.Network.Config.DNS.Hostname";
-const ADDRESS: &str = "System.Network.Config.Interfaces[0].Hwaddr";
+/// The hardware addresses, as the backup has them, and the names that they become.
+const ADDRESSES: [(&str, &str, &str); 2] = [
+    ("System.Network.Config.Bonds[0].Hwaddr", "10:66:6a:00:00:0b", "bond0"),
+    ("System.Network.Config.Interfaces[0].Hwaddr", "10:66:6a:00:00:01", "enp0s3"),
+];
 
 /// Five boots. Everything is changed; each item is left out once, and then all of them: what it names
 /// stays as it was changed, and everything else is the backup's.
@@ -22,24 +26,29 @@ pub fn each(bench: &mut Bench<'_>) -> Outcome {
     bench.power_on()?;
     bench.booted(Boot::Usual)?;
     bench.run("systemctl mask restage-confirm.service")?;
+    bench.run(
+        "cd /var/lib/incus-os && sed -i 's/Hwaddr: .*/Hwaddr: 10:66:6a:00:00:01/' state.txt && \
+         printf 'System.Network.Config.Bonds[0].%s\\n' 'Hwaddr: 10:66:6a:00:00:0b' 'Name: bond0' \
+         >>state.txt",
+    )?;
     bench.exits(&format!("restage backup {BACKUP}"), 0)?;
-    let there = value(bench, ADDRESS)?;
     for (index, skip) in ITEMS.iter().enumerate() {
         // What the restore before has brought is changed again.
         let passphrase = value(bench, "System.Security.Config.EncryptionRecoveryKeys[0]")?;
         if passphrase == old.passphrase {
             change(bench, &old.passphrase)?;
-        } else {
-            bench.run(
-                "cd /var/lib/incus-os && sed -i 's/DNS.Hostname: .*/DNS.Hostname: changed/' state.txt \
-                 && umask 077 && head -c 32 /dev/urandom >zpool.local.key",
-            )?;
         }
+        bench.run(
+            "cd /var/lib/incus-os && umask 077 && head -c 32 /dev/urandom >zpool.local.key && \
+             sed -i -e 's/DNS.Hostname: .*/DNS.Hostname: changed/' \
+             -e 's/Hwaddr: .*/Hwaddr: 10:66:6a:00:00:99/' state.txt && \
+             test $(grep -c 00:99 state.txt) = 2",
+        )?;
         let changed_key = bench.run("base64 -w0 /var/lib/incus-os/zpool.local.key")?;
         bench.exits(&format!("restage restore {BACKUP} --force --skip {skip}"), 0)?;
         let now = window(bench)?;
         bench.exits("restage confirm", 0)?;
-        let (hostname, address) = (value(bench, HOSTNAME)?, value(bench, ADDRESS)?);
+        let hostname = value(bench, HOSTNAME)?;
         bench.equal(&format!("{skip}: hostname"), &hostname, &old.hostname)?;
         let (works, gone) = if skip.contains("recovery-keys") {
             (CHANGED, old.passphrase.as_str())
@@ -50,9 +59,14 @@ pub fn each(bench: &mut Bench<'_>) -> Outcome {
         both(bench, gone, false)?;
         bench.equal(&format!("{skip}: passphrase in the state"), now.passphrase.as_str(), works)?;
         let local = if skip.contains("local-data") { changed_key.trim() } else { &old.key_pool };
-        bench.equal(&format!("{skip}: key of the pool"), now.key_pool.as_str(), local)?;
-        let wanted = if skip.contains("network-macs") { "enp0s3" } else { &there };
-        bench.equal(&format!("{skip}: address"), address.as_str(), wanted)?;
+        let key = bench.run("base64 -w0 /var/lib/incus-os/zpool.local.key")?;
+        bench.equal(&format!("{skip}: key of the pool"), key.trim(), local)?;
+        for (line, address, name) in ADDRESSES {
+            let wanted = if skip.contains("network-macs") { name } else { address };
+            let is = value(bench, line)?;
+            bench.equal(&format!("{skip}: {line}"), is.as_str(), wanted)?;
+        }
+        bench.equal(&format!("{skip}: failed units"), now.failed_units.as_str(), "")?;
         slots(bench, SLOTS)?;
         nothing_left(bench)?;
         let reports = bench.status()?.reports().len();

@@ -13,11 +13,15 @@ pub const BACKUP: &str = "/var/tmp/backup.tar.gz";
 pub const CHANGED: &str = "changed-passphrase-0123";
 
 /// The device of a volume, in a shell of the guest.
-const DEVICE: &str = "/dev/disk/by-partlabel/";
+pub const DEVICE: &str = "/dev/disk/by-partlabel/";
 /// The volumes with recovery passphrases, and their partitions.
 pub const VOLUMES: [(&str, &str); 2] = [("root", "root-x86-64"), ("swap", "swap")];
 /// Slots of a volume: the TPM's, the machine's own key, the passphrase.
 pub const SLOTS: &str = "3";
+/// In the window the backup's passphrase has one as well.
+pub const SLOTS_IN_WINDOW: &str = "4";
+/// How every line about the work on a restore begins.
+const WORK: [&str; 2] = ["restage: checking and extracting", "restage: step "];
 
 /// The id of the staged restore.
 pub fn staged(bench: &mut Bench<'_>) -> Outcome<String> {
@@ -61,9 +65,10 @@ pub fn opens(bench: &mut Bench<'_>, label: &str, passphrase: &str) -> Outcome<bo
     }
 }
 
-/// Waits for a condition in the guest.
+/// Waits for a condition in the guest: longer than the minute for which the health check must be
+/// active, which is a minute on every machine.
 pub fn until(bench: &mut Bench<'_>, what: &str, condition: &str) -> Outcome {
-    let end = Instant::now() + bench.lab.patience(60);
+    let end = Instant::now() + bench.lab.patience(120);
     while bench.sh(condition)?.code != 0 {
         if Instant::now() > end {
             return bench.check(what, false);
@@ -114,6 +119,20 @@ pub fn slots(bench: &mut Bench<'_>, wanted: &str) -> Outcome {
         bench.equal(&format!("key slots of {name}"), count.trim(), wanted)?;
     }
     Ok(())
+}
+
+/// The first work of this boot is this line again: there the boot before was cut.
+pub fn goes_on_at(bench: &mut Bench<'_>, place: &str) -> Outcome {
+    bench.line(&WORK, 200)?;
+    let console = bench.console()?;
+    let first = console.lines().find(|line| WORK.iter().any(|work| line.contains(work)));
+    bench.tells("where the boot goes on", first.unwrap_or_default(), &[place])
+}
+
+/// In the window the old state, and nothing else, lies beside the restored one.
+pub fn one_sibling(bench: &mut Bench<'_>) -> Outcome {
+    let beside = bench.run("ls -A /var/lib | grep restage | paste -sd' '")?;
+    bench.equal("what is beside the state", beside.trim(), ".incus-os.restage restage")
 }
 
 /// Of a restore that is over nothing is left but its report, its log and kept keys.
