@@ -7,6 +7,7 @@ use crate::apply::restore::{Machine, state_of};
 use crate::cli::StatePlace;
 use crate::error::{Doing, Error, Result};
 use crate::plan::facts::HostFacts;
+use crate::platform::directory;
 use crate::platform::esp::EspDirectory;
 use crate::platform::locate::{self, Mounted};
 use crate::platform::state_fs::{StateDirectory, make_path};
@@ -167,8 +168,9 @@ pub fn lock(machine: &mut Machine, root: &Path, profile: &Profile) -> Result<()>
     let what = || "cannot lock restage's directory".to_owned();
     let state = state_of(profile)?;
     let (parent, name) = state.own_directory.rsplit_once('/').unwrap_or(("", ""));
-    make_path(root, &root.join(parent)).doing(what)?;
-    let mut store = EspDirectory::open(&root.join(parent), name).doing(what)?;
+    let root = directory::open(root).doing(what)?;
+    let parent = make_path(root.as_ref(), parent).doing(what)?;
+    let mut store = EspDirectory::below(parent, name).doing(what)?;
     store.lock().doing(what)?;
     machine.store = Box::new(store);
     Ok(())

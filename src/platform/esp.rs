@@ -2,61 +2,67 @@
 //! Side: both.
 
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::FlockOperation;
-
-use super::{Esp, Store, directory};
+use super::directory::{self, Dir, Directory};
+use super::{Esp, Store};
 use crate::plan::check::matches;
 
 /// An open ESP.
 pub struct EspDirectory {
-    root: OwnedFd,
+    root: Dir,
     name: String,
     /// restage's own directory; made when the first file is.
-    own: Option<OwnedFd>,
+    own: Option<Dir>,
 }
 
 impl EspDirectory {
     /// Opens the ESP at `root`; `name` is restage's directory on it.
     pub fn open(root: &Path, name: &str) -> io::Result<Self> {
-        let root = directory::open(root)?;
-        let own = directory::open_at(&root, name)?;
+        Self::below(directory::open(root)?, name)
+    }
+
+    /// The same on an open root.
+    pub fn below(root: Dir, name: &str) -> io::Result<Self> {
+        let own = directory::open_at(root.as_ref(), name)?;
         Ok(Self { root, name: name.to_owned(), own })
     }
 
     /// Takes the lock that keeps two restages apart, until this is dropped.
     pub fn lock(&mut self) -> io::Result<()> {
-        let own = self.own()?;
-        match rustix::fs::flock(own, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                Err(io::Error::other("another restage is at work on this ESP"))
-            }
-            result => Ok(result?),
+        if self.own()?.lock()? {
+            Ok(())
+        } else {
+            Err(io::Error::other("another restage is at work on this ESP"))
         }
     }
 
-    fn own(&mut self) -> io::Result<&OwnedFd> {
+    fn own(&mut self) -> io::Result<&dyn Directory> {
         let own = match self.own.take() {
             Some(own) => own,
-            None => directory::make(&self.root, &self.name)?,
+            None => directory::make(self.root.as_ref(), &self.name)?,
         };
-        Ok(self.own.insert(own))
+        Ok(&**self.own.insert(own))
     }
 
     /// The directory that holds `path`, and its last component. None when it is not there.
-    fn parent<'a>(&self, path: &'a str) -> io::Result<Option<(OwnedFd, &'a str)>> {
-        let mut parent = self.root.try_clone()?;
+    fn parent<'a>(&self, path: &'a str) -> io::Result<Option<(Dir, &'a str)>> {
+        let mut parent = self.root.again()?;
         let (directories, last) = path.rsplit_once('/').map_or((None, path), |(d, l)| (Some(d), l));
         for component in directories.iter().flat_map(|d| d.split('/')) {
-            match directory::open_at(&parent, component)? {
+            match directory::open_at(parent.as_ref(), component)? {
                 Some(next) => parent = next,
                 None => return Ok(None),
             }
         }
         Ok(Some((parent, last)))
     }
+}
+
+/// The names in a directory; one that is not UTF-8 is none that restage has given.
+fn names(directory: &dyn Directory) -> io::Result<Vec<String>> {
+    let names = directory.names()?.into_iter();
+    Ok(names.map(|name| name.to_string_lossy().into_owned()).collect())
 }
 
 /// Of the same length as every other name of the operation, so that it is one directory entry too.
@@ -68,12 +74,12 @@ impl Store for EspDirectory {
     fn names(&self) -> io::Result<Vec<String>> {
         match &self.own {
             None => Ok(Vec::new()),
-            Some(own) => Ok(directory::list(own)?.into_iter().map(|(name, _)| name).collect()),
+            Some(own) => names(own.as_ref()),
         }
     }
 
     fn read(&self, name: &str, max_bytes: usize) -> io::Result<Option<Vec<u8>>> {
-        self.own.as_ref().map_or(Ok(None), |own| directory::read(own, name, max_bytes))
+        self.own.as_ref().map_or(Ok(None), |own| directory::read(own.as_ref(), name, max_bytes))
     }
 
     fn create(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
@@ -82,7 +88,7 @@ impl Store for EspDirectory {
 
     fn open(&self, name: &str) -> io::Result<Option<Box<dyn Read>>> {
         let Some(own) = &self.own else { return Ok(None) };
-        Ok(directory::open_file(own, name)?.map(|file| Box::new(file) as Box<dyn Read>))
+        Ok(own.file(name.as_ref())?.map(|file| file as Box<dyn Read>))
     }
 
     fn create_from(&mut self, name: &str, content: &mut dyn Read) -> io::Result<u64> {
@@ -94,11 +100,11 @@ impl Store for EspDirectory {
     }
 
     fn remove(&mut self, name: &str) -> io::Result<()> {
-        self.own.as_ref().map_or(Ok(()), |own| directory::remove(own, name))
+        self.own.as_ref().map_or(Ok(()), |own| directory::remove(own.as_ref(), name))
     }
 
     fn shred(&mut self, name: &str) -> io::Result<()> {
-        self.own.as_ref().map_or(Ok(()), |own| directory::shred(own, name))
+        self.own.as_ref().map_or(Ok(()), |own| directory::shred(own.as_ref(), name))
     }
 }
 
@@ -106,7 +112,7 @@ impl Esp for EspDirectory {
     fn matching(&self, pattern: &str) -> io::Result<Vec<String>> {
         let Some((parent, _)) = self.parent(pattern)? else { return Ok(Vec::new()) };
         let prefix = pattern.rsplit_once('/').map(|(directories, _)| directories);
-        let paths = directory::list(parent)?.into_iter().map(|(name, _)| match prefix {
+        let paths = names(parent.as_ref())?.into_iter().map(|name| match prefix {
             Some(prefix) => format!("{prefix}/{name}"),
             None => name,
         });
@@ -115,7 +121,7 @@ impl Esp for EspDirectory {
 
     fn remove_path(&mut self, path: &str) -> io::Result<()> {
         match self.parent(path)? {
-            Some((parent, last)) => directory::remove_tree(parent, last),
+            Some((parent, last)) => directory::remove_tree(parent.as_ref(), last),
             None => Ok(()),
         }
     }

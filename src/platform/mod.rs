@@ -6,6 +6,7 @@
 // The one folder where `unsafe` may stand, each time with its reason.
 #![allow(unsafe_code)]
 
+mod attributes;
 pub mod boot;
 pub mod boot_entry;
 pub mod console;

@@ -3,16 +3,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{Mode, RenameFlags};
-
-use super::directory;
+use super::directory::{self, Directory, Kernel};
 
 /// A new file: written beside its place and moved there when it is whole.
 pub struct NewFile {
-    directory: OwnedFd,
+    directory: Kernel,
     name: String,
     temporary: String,
     file: File,
@@ -24,15 +21,9 @@ impl NewFile {
         let name = path.file_name().ok_or_else(|| io::Error::other("not the name of a file"))?;
         let name = name.to_str().ok_or_else(|| io::Error::other("the name is not UTF-8"))?;
         let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
-        let directory = rustix::fs::open(
-            parent.unwrap_or(Path::new(".")),
-            rustix::fs::OFlags::RDONLY
-                | rustix::fs::OFlags::DIRECTORY
-                | rustix::fs::OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
+        let directory = Kernel::open_following(parent.unwrap_or(Path::new(".")))?;
         let temporary = format!(".{name}.restage-{}", std::process::id());
-        let file = directory::new_file(&directory, &temporary)?;
+        let file = directory.new_plain_file(temporary.as_ref())?;
         Ok(Self { directory, name: name.to_owned(), temporary, file })
     }
 
@@ -43,13 +34,12 @@ impl NewFile {
 
     /// Makes it appear, durable when this returns; an existing file is replaced only if `replace`.
     pub fn commit(self, replace: bool) -> io::Result<()> {
-        let flags = if replace { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
         let moved = self.file.sync_all().and_then(|()| {
-            let (directory, name) = (&self.directory, &self.name);
-            Ok(rustix::fs::renameat_with(directory, &self.temporary, directory, name, flags)?)
+            let (from, to) = (self.temporary.as_ref(), self.name.as_ref());
+            if replace { self.directory.replace(from, to) } else { self.directory.rename(from, to) }
         });
         match moved {
-            Ok(()) => Ok(rustix::fs::fsync(&self.directory)?),
+            Ok(()) => self.directory.sync(),
             Err(error) => {
                 self.abandon();
                 Err(error)

@@ -1,7 +1,6 @@
 //! The directory of the OS's state, what lies beside it, and the exchange of the two.
 //! Side: both. Touches the state file system below the directories of the profile.
 
-mod attributes;
 mod real;
 
 use std::io::{self, Read};

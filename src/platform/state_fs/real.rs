@@ -2,43 +2,49 @@
 //! Side: both. Everything is reached through plain directories, beneath the root of the file system.
 
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, RenameFlags, Uid};
-use rustix::io::Errno;
-
-use super::{Listing, Place, StateFs, attributes};
+use super::{Listing, Place, StateFs};
 use crate::format::archive::{Entry, Kind, Layout, unfit};
-use crate::platform::directory;
+use crate::platform::directory::{self, Dir, Directory, Node, NodeKind};
 use crate::profile::State;
 
 /// The real ones.
 pub struct StateDirectory {
-    root: PathBuf,
-    /// The directory that holds the state.
-    parent: OwnedFd,
-    parent_path: PathBuf,
+    root: Dir,
+    root_path: PathBuf,
+    /// The directory that holds the state, and its path below the root.
+    parent: Dir,
+    parent_path: String,
     name: String,
-    own_path: PathBuf,
+    /// restage's own directory: its path below the root.
+    own_path: String,
     layout: Layout,
 }
 
 impl StateDirectory {
     /// Opens what lies below `root`, the root of the state file system.
     pub fn open(root: &Path, profile: &State) -> io::Result<Self> {
+        Self::below(directory::open(root)?, root, profile)
+    }
+
+    /// The same on an open root, which programs that take a path find at `root_path`.
+    pub fn below(root: Dir, root_path: &Path, profile: &State) -> io::Result<Self> {
         let (parent, name) = profile
             .directory
             .rsplit_once('/')
             .ok_or_else(|| io::Error::other("the state directory lies at the root"))?;
-        let parent_path = root.join(parent);
+        let missing = || {
+            let what = format!("{}: no {parent}", root_path.display());
+            io::Error::new(io::ErrorKind::NotFound, what)
+        };
         Ok(Self {
-            root: root.to_owned(),
-            parent: walk(root, parent)?,
-            parent_path,
+            parent: walk(root.as_ref(), parent)?.ok_or_else(missing)?,
+            root,
+            root_path: root_path.to_owned(),
+            parent_path: parent.to_owned(),
             name: name.to_owned(),
-            own_path: root.join(&profile.own_directory),
+            own_path: profile.own_directory.clone(),
             layout: profile.layout,
         })
     }
@@ -51,14 +57,15 @@ impl StateDirectory {
         format!(".{}.new.restage", self.name)
     }
 
-    fn open_place(&self, place: Place<'_>) -> io::Result<Option<OwnedFd>> {
+    fn open_place(&self, place: Place<'_>) -> io::Result<Option<Dir>> {
+        let parent = self.parent.as_ref();
         match place {
-            Place::State => directory::open_at(&self.parent, &self.name),
-            Place::New => directory::open_at(&self.parent, self.new_name()),
-            Place::Sibling => directory::open_at(&self.parent, self.sibling()),
+            Place::State => directory::open_at(parent, &self.name),
+            Place::New => directory::open_at(parent, self.new_name()),
+            Place::Sibling => directory::open_at(parent, self.sibling()),
             Place::Superseded(id) => {
                 let Some(all) = self.open_superseded()? else { return Ok(None) };
-                directory::open_at(&all, id)
+                directory::open_at(all.as_ref(), id)
             }
         }
     }
@@ -68,42 +75,42 @@ impl StateDirectory {
         &self,
         place: Place<'_>,
         name: &'a str,
-    ) -> io::Result<Option<(OwnedFd, &'a str)>> {
-        let Some(mut directory) = self.open_place(place)? else { return Ok(None) };
+    ) -> io::Result<Option<(Dir, &'a str)>> {
+        let Some(directory) = self.open_place(place)? else { return Ok(None) };
         let (parents, last) = name.rsplit_once('/').unwrap_or(("", name));
-        for parent in parents.split('/').filter(|parent| !parent.is_empty()) {
-            match directory::open_at(&directory, parent)? {
-                Some(found) => directory = found,
-                None => return Ok(None),
-            }
-        }
-        Ok(Some((directory, last)))
+        Ok(walk(directory.as_ref(), parents)?.map(|directory| (directory, last)))
     }
 
     /// In the flat layout every file is private, and its time is of no interest.
-    fn apply_to_file(&self, directory: impl AsFd, name: &str, entry: &Entry) -> io::Result<()> {
+    fn apply_to_file(
+        &self,
+        directory: &dyn Directory,
+        name: &str,
+        entry: &Entry,
+    ) -> io::Result<()> {
         match self.layout {
             Layout::Flat => Ok(()),
-            Layout::Tree => attributes::apply(directory, name, &entry.kind, &entry.attributes),
+            Layout::Tree => directory.set_attributes(name.as_ref(), &entry.kind, &entry.attributes),
         }
     }
 
-    fn open_superseded(&self) -> io::Result<Option<OwnedFd>> {
-        match directory::open(&self.own_path) {
-            Ok(own) => directory::open_at(&own, SUPERSEDED),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+    fn open_superseded(&self) -> io::Result<Option<Dir>> {
+        match walk(self.root.as_ref(), &self.own_path)? {
+            Some(own) => directory::open_at(own.as_ref(), SUPERSEDED),
+            None => Ok(None),
         }
     }
 
-    fn make_place(&self, place: Place<'_>) -> io::Result<OwnedFd> {
+    fn make_place(&self, place: Place<'_>) -> io::Result<Dir> {
+        let parent = self.parent.as_ref();
         match place {
-            Place::State => directory::make(&self.parent, &self.name),
-            Place::New => directory::make(&self.parent, &self.new_name()),
-            Place::Sibling => directory::make(&self.parent, &self.sibling()),
+            Place::State => directory::make(parent, &self.name),
+            Place::New => directory::make(parent, &self.new_name()),
+            Place::Sibling => directory::make(parent, &self.sibling()),
             Place::Superseded(id) => {
-                let own = make_path(&self.root, &self.own_path)?;
-                directory::make(directory::make(&own, SUPERSEDED)?, id)
+                let own = make_path(self.root.as_ref(), &self.own_path)?;
+                let all = directory::make(own.as_ref(), SUPERSEDED)?;
+                directory::make(all.as_ref(), id)
             }
         }
     }
@@ -111,59 +118,58 @@ impl StateDirectory {
 
 /// An entry of a directory, and its name in the place; else why no backup could hold it.
 fn entry_at(
-    directory: &OwnedFd,
+    directory: &dyn Directory,
     name: &str,
+    node: &Node,
     full_name: &str,
     layout: Layout,
 ) -> io::Result<Result<Entry, String>> {
-    let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
-    let bytes = u64::try_from(stat.st_size).map_err(io::Error::other)?;
-    let kind = match (FileType::from_raw_mode(stat.st_mode), layout) {
-        (FileType::RegularFile, Layout::Flat) => {
-            let modified = u64::try_from(stat.st_mtime).unwrap_or(0);
-            return Ok(Ok(Entry::file(full_name, bytes, modified)));
+    let kind = match (node.kind, layout) {
+        (NodeKind::File, Layout::Flat) => {
+            return Ok(Ok(Entry::file(full_name, node.bytes, node.modified)));
         }
         (_, Layout::Flat) => return Ok(Err("not a regular file".to_owned())),
-        (FileType::RegularFile, Layout::Tree) => Kind::File { bytes },
-        (FileType::Directory, Layout::Tree) => Kind::Directory,
-        (FileType::Symlink, Layout::Tree) => {
-            let target = rustix::fs::readlinkat(directory, name, Vec::new())?;
-            match target.into_string() {
+        (NodeKind::File, Layout::Tree) => Kind::File { bytes: node.bytes },
+        (NodeKind::Directory, Layout::Tree) => Kind::Directory,
+        (NodeKind::Symlink, Layout::Tree) => {
+            match String::from_utf8(directory.link_target(name.as_ref())?) {
                 Ok(target) => Kind::Symlink { target },
                 Err(_) => return Ok(Err("a link to a name that is not UTF-8".to_owned())),
             }
         }
-        (_, Layout::Tree) => return Ok(Err("neither file, directory nor link".to_owned())),
+        (NodeKind::Socket | NodeKind::Other, Layout::Tree) => {
+            return Ok(Err("neither file, directory nor link".to_owned()));
+        }
     };
-    if stat.st_nlink > 1 && matches!(kind, Kind::File { .. }) {
-        log::warn!("`{full_name}` has {} names, and each becomes a file of its own", stat.st_nlink);
+    if node.links > 1 && node.kind == NodeKind::File {
+        log::warn!("`{full_name}` has {} names, and each becomes a file of its own", node.links);
     }
-    let attributes = attributes::read(directory, name, &stat)?;
+    let attributes = directory.attributes(name.as_ref())?;
     Ok(Ok(Entry { name: full_name.to_owned(), kind, attributes }))
 }
 
 /// Everything below a directory, parents first.
 fn list_into(
     listing: &mut Listing,
-    directory: &OwnedFd,
+    directory: &dyn Directory,
     prefix: &str,
     device: u64,
     layout: Layout,
 ) -> io::Result<()> {
-    for raw in directory::raw_names(directory)? {
+    for raw in directory.names()? {
         let shown = format!("{prefix}{}", raw.to_string_lossy());
         let Some(name) = raw.to_str() else {
             listing.odd.push((shown, "no name in UTF-8".to_owned()));
             continue;
         };
-        let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        if layout == Layout::Tree && FileType::from_raw_mode(stat.st_mode) == FileType::Socket {
+        let node = directory.look(&raw)?.ok_or(io::ErrorKind::NotFound)?;
+        if layout == Layout::Tree && node.kind == NodeKind::Socket {
             // It belongs to who listens there, and is made anew by him.
             log::info!("`{shown}` is a socket, and in no backup");
             continue;
         }
-        let entry = if stat.st_dev == device {
-            entry_at(directory, name, &shown, layout)?
+        let entry = if node.device == device {
+            entry_at(directory, name, &node, &shown, layout)?
         } else {
             Err("on another file system".to_owned())
         };
@@ -181,7 +187,7 @@ fn list_into(
         }
         listing.entries.push(entry);
         if is_directory && let Some(inner) = directory::open_at(directory, name)? {
-            list_into(listing, &inner, &format!("{shown}/"), device, layout)?;
+            list_into(listing, inner.as_ref(), &format!("{shown}/"), device, layout)?;
         }
     }
     Ok(())
@@ -189,25 +195,29 @@ fn list_into(
 
 const SUPERSEDED: &str = "superseded";
 
-/// Opens a directory below another, through plain directories only.
-fn walk(root: &Path, path: &str) -> io::Result<OwnedFd> {
-    let mut directory = directory::open(root)?;
-    for component in path.split('/') {
-        directory = directory::open_at(&directory, component)?.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::NotFound, format!("{}: no {path}", root.display()))
-        })?;
+fn components(path: &str) -> impl Iterator<Item = &str> {
+    path.split('/').filter(|component| !component.is_empty())
+}
+
+/// Opens a directory below another, through plain directories only; none when it is not there.
+fn walk(root: &dyn Directory, path: &str) -> io::Result<Option<Dir>> {
+    let mut directory = root.again()?;
+    for component in components(path) {
+        match directory::open_at(directory.as_ref(), component)? {
+            Some(found) => directory = found,
+            None => return Ok(None),
+        }
     }
-    Ok(directory)
+    Ok(Some(directory))
 }
 
 /// Makes every directory from `root` to `path` that is missing.
-pub fn make_path(root: &Path, path: &Path) -> io::Result<OwnedFd> {
-    let mut directory = directory::open(root)?;
-    for component in path.strip_prefix(root).map_err(io::Error::other)?.components() {
-        let name = component.as_os_str().to_string_lossy();
-        directory = match directory::open_at(&directory, name.as_ref())? {
+pub fn make_path(root: &dyn Directory, path: &str) -> io::Result<Dir> {
+    let mut directory = root.again()?;
+    for component in components(path) {
+        directory = match directory::open_at(directory.as_ref(), component)? {
             Some(found) => found,
-            None => directory::make(&directory, &name)?,
+            None => directory::make(directory.as_ref(), component)?,
         };
     }
     Ok(directory)
@@ -216,49 +226,41 @@ pub fn make_path(root: &Path, path: &Path) -> io::Result<OwnedFd> {
 impl StateFs for StateDirectory {
     fn identity(&self, place: Place<'_>) -> io::Result<Option<u64>> {
         let Some(directory) = self.open_place(place)? else { return Ok(None) };
-        Ok(Some(rustix::fs::fstat(&directory)?.st_ino))
+        Ok(Some(directory.node()?.number))
     }
 
     fn list(&self, place: Place<'_>) -> io::Result<Listing> {
         let Some(directory) = self.open_place(place)? else { return Ok(Listing::default()) };
         let mut listing = Listing::default();
-        let device = rustix::fs::fstat(&directory)?.st_dev;
+        let (directory, node) = (directory.as_ref(), directory.node()?);
         if self.layout == Layout::Tree {
-            listing.entries.extend(entry_at(&directory, ".", ".", self.layout)?.ok());
+            listing.entries.extend(entry_at(directory, ".", &node, ".", self.layout)?.ok());
         }
-        list_into(&mut listing, &directory, "", device, self.layout)?;
+        list_into(&mut listing, directory, "", node.device, self.layout)?;
         Ok(listing)
     }
 
     fn look(&self, place: Place<'_>, name: &str) -> io::Result<Option<Entry>> {
         let Some((directory, last)) = self.open_parent(place, name)? else { return Ok(None) };
-        match entry_at(&directory, last, name, self.layout) {
-            Ok(Ok(entry)) => Ok(Some(entry)),
-            Ok(Err(why)) => Err(io::Error::other(format!("`{name}`: {why}"))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+        let Some(node) = directory.look(last.as_ref())? else { return Ok(None) };
+        match entry_at(directory.as_ref(), last, &node, name, self.layout)? {
+            Ok(entry) => Ok(Some(entry)),
+            Err(why) => Err(io::Error::other(format!("`{name}`: {why}"))),
         }
     }
 
     fn open(&self, place: Place<'_>, name: &str) -> io::Result<Option<Box<dyn Read>>> {
         let Some((directory, last)) = self.open_parent(place, name)? else { return Ok(None) };
-        let file = directory::open_file(&directory, last)?;
-        Ok(file.map(|file| Box::new(file) as Box<dyn Read>))
+        Ok(directory.file(last.as_ref())?.map(|file| file as Box<dyn Read>))
     }
 
     fn make(&mut self, place: Place<'_>) -> io::Result<()> {
         self.remove(place)?;
         let made = self.make_place(place)?;
         if let Some(state) = self.open_place(Place::State)? {
-            let stat = rustix::fs::fstat(&state)?;
-            let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-            let now = rustix::fs::fstat(&made)?;
-            if (now.st_uid, now.st_gid) != (stat.st_uid, stat.st_gid) {
-                rustix::fs::fchown(&made, Some(owner.0), Some(owner.1))?;
-            }
-            rustix::fs::fchmod(&made, Mode::from_raw_mode(stat.st_mode))?;
+            made.become_like(&state.node()?)?;
         }
-        Ok(rustix::fs::fsync(made)?)
+        made.sync()
     }
 
     fn write(&mut self, place: Place<'_>, entry: &Entry, content: &mut dyn Read) -> io::Result<()> {
@@ -267,88 +269,85 @@ impl StateFs for StateDirectory {
         }
         let missing = || io::Error::new(io::ErrorKind::NotFound, "its directory is not there");
         let (directory, name) = self.open_parent(place, &entry.name)?.ok_or_else(missing)?;
+        let directory = directory.as_ref();
         match &entry.kind {
             Kind::Directory if entry.name == "." => return Ok(()),
-            Kind::Directory => {
-                rustix::fs::mkdirat(&directory, name, Mode::RWXU)?;
-                return if place == Place::New {
-                    Ok(())
-                } else {
-                    Ok(rustix::fs::fsync(&directory)?)
-                };
-            }
+            Kind::Directory => directory.new_directory(name.as_ref())?,
             Kind::Symlink { target } => {
-                rustix::fs::symlinkat(target.as_str(), &directory, name)?;
-                attributes::apply(&directory, name, &entry.kind, &entry.attributes)?;
-                if place != Place::New {
-                    rustix::fs::fsync(&directory)?;
-                }
+                directory.new_link(name.as_ref(), target)?;
+                directory.set_attributes(name.as_ref(), &entry.kind, &entry.attributes)?;
             }
             // Nothing looks there before it is whole.
             Kind::File { .. } if place == Place::New => {
-                let mut file = directory::new_file(&directory, name)?;
+                let mut file = directory.new_file(name.as_ref())?;
                 io::copy(content, &mut file)?;
-                self.apply_to_file(&directory, name, entry)?;
+                return self.apply_to_file(directory, name, entry);
             }
             Kind::File { .. } => {
                 let temporary = format!(".{name}.restage");
-                directory::create_from(&directory, &temporary, name, content, &|| {
-                    self.apply_to_file(&directory, &temporary, entry)
+                directory::create_from(directory, &temporary, name, content, &|| {
+                    self.apply_to_file(directory, &temporary, entry)
                 })?;
+                return Ok(());
             }
         }
-        Ok(())
+        if place == Place::New { Ok(()) } else { directory.sync() }
     }
 
     fn settle(&mut self, place: Place<'_>, directory: &Entry) -> io::Result<()> {
         let missing = || io::Error::new(io::ErrorKind::NotFound, "it is not there");
         let (parent, name) = self.open_parent(place, &directory.name)?.ok_or_else(missing)?;
-        attributes::apply(&parent, name, &directory.kind, &directory.attributes)?;
-        let settled = directory::open_at(&parent, name)?.ok_or_else(missing)?;
-        Ok(rustix::fs::fsync(settled)?)
+        parent.set_attributes(name.as_ref(), &directory.kind, &directory.attributes)?;
+        directory::open_at(parent.as_ref(), name)?.ok_or_else(missing)?.sync()
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        Ok(rustix::fs::syncfs(&self.parent)?)
+        self.parent.sync_file_system()
     }
 
     fn remove(&mut self, place: Place<'_>) -> io::Result<()> {
         match place {
             Place::State => Err(io::Error::other("the state is never removed")),
-            Place::New => directory::remove_tree(&self.parent, &self.new_name()),
-            Place::Sibling => directory::remove_tree(&self.parent, &self.sibling()),
+            Place::New => directory::remove_tree(self.parent.as_ref(), self.new_name()),
+            Place::Sibling => directory::remove_tree(self.parent.as_ref(), self.sibling()),
             Place::Superseded(id) => match self.open_superseded()? {
-                Some(all) => directory::remove_tree(&all, id),
+                Some(all) => directory::remove_tree(all.as_ref(), id),
                 None => Ok(()),
             },
         }
     }
 
     fn promote(&mut self) -> io::Result<()> {
-        let (parent, flags) = (&self.parent, RenameFlags::NOREPLACE);
-        rustix::fs::renameat_with(parent, self.new_name(), parent, self.sibling(), flags)?;
-        Ok(rustix::fs::fsync(parent)?)
+        self.parent.rename(self.new_name().as_ref(), self.sibling().as_ref())?;
+        self.parent.sync()
     }
 
     fn exchange(&mut self) -> io::Result<()> {
-        exchange(&self.parent, &self.name, &self.sibling())
+        exchange(self.parent.as_ref(), &self.name, &self.sibling())
     }
 
     fn check_place(&self) -> io::Result<()> {
         let missing = || io::Error::new(io::ErrorKind::NotFound, "there is no such directory");
         let state = self.open_place(Place::State)?.ok_or_else(missing)?;
-        let device = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| stat.st_dev);
-        if device(&state)? != device(&self.parent)? {
+        if state.node()?.device != self.parent.node()?.device {
             return Err(io::Error::other("it is a mount point"));
         }
         // The initrd mounts the root of the state file system and nothing below it.
-        let state = self.parent_path.join(&self.name);
-        let below = |path: &Path| -> Vec<PathBuf> {
-            path.ancestors().take_while(|one| *one != self.root).map(Path::to_owned).collect()
-        };
-        for path in below(&state).into_iter().chain(below(&self.own_path)) {
-            if is_mount_point(&path)? {
-                return Err(io::Error::other(format!("{} is a mount point", path.display())));
+        let state = format!("{}/{}", self.parent_path, self.name);
+        for path in [state.as_str(), self.own_path.as_str()] {
+            let mut directory = self.root.again()?;
+            for component in components(path) {
+                if directory.is_mount_point(component.as_ref())? {
+                    let path = self.root_path.join(path);
+                    return Err(io::Error::other(format!(
+                        "{component} in {} is a mount point",
+                        path.display()
+                    )));
+                }
+                match directory::open_at(directory.as_ref(), component)? {
+                    Some(found) => directory = found,
+                    None => break,
+                }
             }
         }
         Ok(())
@@ -358,57 +357,48 @@ impl StateFs for StateDirectory {
         let names = [".restage-try-a", ".restage-try-b"];
         let tried = names
             .iter()
-            .try_for_each(|name| directory::make(&self.parent, name).map(drop))
-            .and_then(|()| exchange(&self.parent, names[0], names[1]));
+            .try_for_each(|name| directory::make(self.parent.as_ref(), name).map(drop))
+            .and_then(|()| exchange(self.parent.as_ref(), names[0], names[1]));
         for name in names {
-            directory::remove_tree(&self.parent, name)?;
+            directory::remove_tree(self.parent.as_ref(), name)?;
         }
         tried
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
-        let space = rustix::fs::fstatvfs(&self.parent)?;
-        Ok(space.f_bavail.saturating_mul(space.f_frsize))
+        self.parent.free_bytes()
     }
 
     fn is_encrypted(&self) -> io::Result<bool> {
-        let device = std::fs::metadata(&self.parent_path)?.dev();
+        let device = self.parent.node()?.device;
         is_on_crypt(&format!("{}:{}", libc::major(device), libc::minor(device)), 8)
     }
 
     fn superseded(&self) -> io::Result<Vec<String>> {
         let Some(all) = self.open_superseded()? else { return Ok(Vec::new()) };
-        Ok(directory::list(all)?
-            .into_iter()
-            .filter(|(_, is_dir)| *is_dir)
-            .map(|(n, _)| n)
-            .collect())
+        let mut ids = Vec::new();
+        for name in all.names()? {
+            let is_directory =
+                all.look(&name)?.is_some_and(|node| node.kind == NodeKind::Directory);
+            ids.extend(is_directory.then(|| name.to_string_lossy().into_owned()));
+        }
+        Ok(ids)
     }
 
     fn path(&self, place: Place<'_>, name: &str) -> PathBuf {
         let directory = match place {
-            Place::State => self.parent_path.join(&self.name),
-            Place::New => self.parent_path.join(self.new_name()),
-            Place::Sibling => self.parent_path.join(self.sibling()),
-            Place::Superseded(id) => self.own_path.join(SUPERSEDED).join(id),
+            Place::State => Path::new(&self.parent_path).join(&self.name),
+            Place::New => Path::new(&self.parent_path).join(self.new_name()),
+            Place::Sibling => Path::new(&self.parent_path).join(self.sibling()),
+            Place::Superseded(id) => Path::new(&self.own_path).join(SUPERSEDED).join(id),
         };
-        directory.join(name)
+        self.root_path.join(directory).join(name)
     }
 }
 
-fn exchange(parent: impl AsFd, one: &str, other: &str) -> io::Result<()> {
-    rustix::fs::renameat_with(&parent, one, &parent, other, RenameFlags::EXCHANGE)?;
-    Ok(rustix::fs::fsync(parent)?)
-}
-
-/// Bind mounts of the same file system have the same device number.
-fn is_mount_point(path: &Path) -> io::Result<bool> {
-    let (flags, wanted) = (AtFlags::SYMLINK_NOFOLLOW, rustix::fs::StatxFlags::BASIC_STATS);
-    match rustix::fs::statx(rustix::fs::CWD, path, flags, wanted) {
-        Ok(stat) => Ok(stat.stx_attributes.contains(rustix::fs::StatxAttributes::MOUNT_ROOT)),
-        Err(Errno::NOSYS | Errno::NOENT) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
+fn exchange(parent: &dyn Directory, one: &str, other: &str) -> io::Result<()> {
+    parent.exchange(one.as_ref(), other.as_ref())?;
+    parent.sync()
 }
 
 /// Whether a block device is a dm-crypt volume, or lies on nothing but such.

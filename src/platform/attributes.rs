@@ -2,25 +2,27 @@
 //! Side: both.
 
 use std::collections::BTreeMap;
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Gid, Mode, Stat, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags};
+use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags};
 use rustix::io::Errno;
 
+use super::directory::Node;
 use crate::format::archive::{Attributes, Kind};
 
 /// Linux allows no longer list and no longer value (xattr(7)).
 const MAX_XATTR_BYTES: usize = 64 * 1024;
 
-/// Reads what `stat` does not say, too.
-pub fn read(directory: impl AsFd, name: &str, stat: &Stat) -> io::Result<Attributes> {
+/// Reads what `node` does not say, too.
+pub fn read(directory: impl AsFd, name: &OsStr, node: &Node) -> io::Result<Attributes> {
     Ok(Attributes {
-        mode: stat.st_mode & 0o7777,
-        owner: stat.st_uid,
-        group: stat.st_gid,
-        modified: u64::try_from(stat.st_mtime).unwrap_or(0),
+        mode: node.mode,
+        owner: node.owner,
+        group: node.group,
+        modified: node.modified,
         xattrs: xattrs(&path(directory, name))?,
     })
 }
@@ -28,7 +30,7 @@ pub fn read(directory: impl AsFd, name: &str, stat: &Stat) -> io::Result<Attribu
 /// Gives them to what is there, the time last, for the others would change it.
 pub fn apply(
     directory: impl AsFd,
-    name: &str,
+    name: &OsStr,
     kind: &Kind,
     attributes: &Attributes,
 ) -> io::Result<()> {
@@ -43,7 +45,10 @@ pub fn apply(
     let path = path(directory, name);
     for (key, value) in &attributes.xattrs {
         rustix::fs::lsetxattr(&path, key.as_str(), value, XattrFlags::empty()).map_err(
-            |error| io::Error::other(format!("`{name}`: the extended attribute `{key}`: {error}")),
+            |error| {
+                let name = name.to_string_lossy();
+                io::Error::other(format!("`{name}`: the extended attribute `{key}`: {error}"))
+            },
         )?;
     }
     let modified = i64::try_from(attributes.modified).map_err(io::Error::other)?;
@@ -55,11 +60,11 @@ pub fn apply(
 }
 
 /// There are no calls for extended attributes that take a directory handle and do not follow links.
-fn path(directory: impl AsFd, name: &str) -> String {
-    format!("/proc/self/fd/{}/{name}", directory.as_fd().as_raw_fd())
+fn path(directory: impl AsFd, name: &OsStr) -> PathBuf {
+    Path::new(&format!("/proc/self/fd/{}", directory.as_fd().as_raw_fd())).join(name)
 }
 
-fn xattrs(path: &str) -> io::Result<BTreeMap<String, Vec<u8>>> {
+fn xattrs(path: &Path) -> io::Result<BTreeMap<String, Vec<u8>>> {
     let mut names = vec![0_u8; MAX_XATTR_BYTES];
     let length = match rustix::fs::llistxattr(path, &mut names) {
         Ok(length) => length,

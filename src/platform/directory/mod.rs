@@ -1,0 +1,243 @@
+//! A directory as the kernel offers it, and the small durable operations that are made of that.
+//! Side: both.
+//!
+//! [`Directory`] promises nothing beyond what the kernel and the file system do: what is changed
+//! through it may be lost, or be there in part, until it is synced. The functions here are the
+//! protocols; each says what is durable when it returns. Links are never followed.
+
+mod kernel;
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+pub use kernel::Kernel;
+
+use crate::format::archive::{Attributes, Kind};
+
+/// Trees deeper than this are not ours to remove.
+const MAX_DEPTH: usize = 64;
+
+/// A handle on a directory.
+pub type Dir = Box<dyn Directory>;
+
+/// What a name stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A socket.
+    Socket,
+    /// A device or a pipe.
+    Other,
+}
+
+/// What is known of a file or directory without opening it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// What it is.
+    pub kind: NodeKind,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// Its number: no other on this file system has it, and it is kept for life.
+    pub number: u64,
+    /// Device number of the file system.
+    pub device: u64,
+    /// How many names it has.
+    pub links: u64,
+    /// Permissions, set-id and sticky bits.
+    pub mode: u32,
+    /// Number of the owner.
+    pub owner: u32,
+    /// Number of the group.
+    pub group: u32,
+    /// Time of the last change, in seconds since 1970.
+    pub modified: u64,
+}
+
+/// An open regular file.
+pub trait OpenFile: Read + Write {
+    /// Length in bytes.
+    fn length(&self) -> io::Result<u64>;
+    /// Its content, its length and its other attributes are durable when this returns.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// An open directory: what the kernel can do in it. Names are single components.
+pub trait Directory {
+    /// Another handle on it.
+    fn again(&self) -> io::Result<Dir>;
+    /// What it is itself.
+    fn node(&self) -> io::Result<Node>;
+    /// The names in it, whatever bytes they are made of, sorted.
+    fn names(&self) -> io::Result<Vec<OsString>>;
+    /// Looks at one of them; none when it is not there.
+    fn look(&self, name: &OsStr) -> io::Result<Option<Node>>;
+    /// Opens a directory in it; none when it is not there.
+    fn directory(&self, name: &OsStr) -> io::Result<Option<Dir>>;
+    /// Opens a regular file for reading; none when it is not there.
+    fn file(&self, name: &OsStr) -> io::Result<Option<Box<dyn OpenFile>>>;
+    /// Opens a regular file for writing over it; none when it is not there, or is a link or a socket,
+    /// which hold nothing of their own.
+    fn file_to_overwrite(&self, name: &OsStr) -> io::Result<Option<Box<dyn OpenFile>>>;
+    /// Makes a file, mode 0600; one that is there already is an error.
+    fn new_file(&self, name: &OsStr) -> io::Result<Box<dyn OpenFile>>;
+    /// Opens a file for writing, and makes it, mode 0600, when it is not there.
+    fn any_file(&self, name: &OsStr) -> io::Result<Box<dyn OpenFile>>;
+    /// Makes a directory, mode 0700; one that is there already is an error.
+    fn new_directory(&self, name: &OsStr) -> io::Result<()>;
+    /// Makes a symbolic link; one that is there already is an error.
+    fn new_link(&self, name: &OsStr, target: &str) -> io::Result<()>;
+    /// Where a symbolic link points.
+    fn link_target(&self, name: &OsStr) -> io::Result<Vec<u8>>;
+    /// Owner, mode, time and extended attributes.
+    fn attributes(&self, name: &OsStr) -> io::Result<Attributes>;
+    /// Gives them to what is there.
+    fn set_attributes(&self, name: &OsStr, kind: &Kind, attributes: &Attributes) -> io::Result<()>;
+    /// This directory gets the owner and mode of another one.
+    fn become_like(&self, other: &Node) -> io::Result<()>;
+    /// Gives a new name to what has this one; one that is there already is an error.
+    fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()>;
+    /// Exchanges what two names stand for, in one step.
+    fn exchange(&self, one: &OsStr, other: &OsStr) -> io::Result<()>;
+    /// Removes a name that is no directory's; false when it is not there.
+    fn remove_file(&self, name: &OsStr) -> io::Result<bool>;
+    /// Removes an empty directory; false when it is not there.
+    fn remove_directory(&self, name: &OsStr) -> io::Result<bool>;
+    /// The names in it are durable when this returns.
+    fn sync(&self) -> io::Result<()>;
+    /// Everything on its file system is durable when this returns; on FAT, less than that.
+    fn sync_file_system(&self) -> io::Result<()>;
+    /// Free space of its file system, in bytes.
+    fn free_bytes(&self) -> io::Result<u64>;
+    /// Takes its exclusive lock until this handle is dropped; false when somebody else has it.
+    fn lock(&self) -> io::Result<bool>;
+    /// Whether something is mounted on this name.
+    fn is_mount_point(&self, name: &OsStr) -> io::Result<bool>;
+}
+
+/// Opens a directory by path.
+pub fn open(path: &Path) -> io::Result<Dir> {
+    Ok(Box::new(Kernel::open(path)?))
+}
+
+/// Opens a directory in a directory; none when it is not there.
+pub fn open_at(parent: &dyn Directory, name: impl AsRef<OsStr>) -> io::Result<Option<Dir>> {
+    parent.directory(name.as_ref())
+}
+
+/// Makes a directory, mode 0700, durable when this returns. Safe to repeat.
+pub fn make(parent: &dyn Directory, name: &str) -> io::Result<Dir> {
+    match parent.new_directory(name.as_ref()) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let directory = open_at(parent, name)?.ok_or(io::ErrorKind::NotFound)?;
+    directory.sync()?;
+    parent.sync()?;
+    Ok(directory)
+}
+
+/// Reads a regular file; none when it is not there, an error when it is longer than `max_bytes`.
+pub fn read(
+    directory: &dyn Directory,
+    name: &str,
+    max_bytes: usize,
+) -> io::Result<Option<Vec<u8>>> {
+    let Some(file) = directory.file(name.as_ref())? else { return Ok(None) };
+    let length = file.length()?;
+    if length > max_bytes as u64 {
+        return Err(io::Error::other(format!("more than {max_bytes} bytes long")));
+    }
+    // One allocation: what is read may be secret, and a grown Vec leaves copies behind.
+    let mut bytes = Vec::with_capacity(max_bytes.min(usize::try_from(length).unwrap_or(0)) + 1);
+    file.take(max_bytes as u64).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
+}
+
+/// Makes a file that is not there yet, by way of `temporary`: under its own name it appears whole
+/// and durable, or not at all. This order is the one that came through every cut on FAT.
+pub fn create(
+    directory: &dyn Directory,
+    temporary: &str,
+    name: &str,
+    bytes: &[u8],
+) -> io::Result<()> {
+    create_from(directory, temporary, name, &mut &*bytes, &|| Ok(())).map(drop)
+}
+
+/// The same from a stream. `complete` gives it what it needs besides its content. Returns how many
+/// bytes it was.
+pub fn create_from(
+    directory: &dyn Directory,
+    temporary: &str,
+    name: &str,
+    content: &mut dyn Read,
+    complete: &dyn Fn() -> io::Result<()>,
+) -> io::Result<u64> {
+    shred(directory, temporary)?;
+    let mut file = directory.new_file(temporary.as_ref())?;
+    let bytes = match io::copy(content, &mut file)
+        .and_then(|n| complete().and_then(|()| file.sync()).map(|()| n))
+    {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            // A full file system: give the space back, then say so.
+            let _ = shred(directory, temporary);
+            return Err(error);
+        }
+    };
+    directory.sync()?;
+    directory.rename(temporary.as_ref(), name.as_ref())?;
+    file.sync()?;
+    directory.sync()?;
+    Ok(bytes)
+}
+
+/// Makes an empty file, durable when this returns. Safe to repeat.
+pub fn mark(directory: &dyn Directory, name: &str) -> io::Result<()> {
+    directory.any_file(name.as_ref())?.sync()?;
+    directory.sync()
+}
+
+/// Removes a file, durable when this returns. Safe to repeat.
+pub fn remove(directory: &dyn Directory, name: impl AsRef<OsStr>) -> io::Result<()> {
+    if directory.remove_file(name.as_ref())? { directory.sync() } else { Ok(()) }
+}
+
+/// Overwrites a file in place, syncs, and removes it, durable when this returns. Safe to repeat.
+pub fn shred(directory: &dyn Directory, name: impl AsRef<OsStr>) -> io::Result<()> {
+    let name = name.as_ref();
+    if let Some(mut file) = directory.file_to_overwrite(name)? {
+        let length = file.length()?;
+        io::copy(&mut io::repeat(0).take(length), &mut file)?;
+        file.sync()?;
+    }
+    remove(directory, name)
+}
+
+/// Removes a file or a directory with all that is in it, file contents overwritten first, durable
+/// when this returns. Safe to repeat.
+pub fn remove_tree(parent: &dyn Directory, name: impl AsRef<OsStr>) -> io::Result<()> {
+    remove_tree_at(parent, name.as_ref(), MAX_DEPTH)
+}
+
+fn remove_tree_at(parent: &dyn Directory, name: &OsStr, depth: usize) -> io::Result<()> {
+    match parent.look(name)? {
+        None => return Ok(()),
+        Some(node) if node.kind != NodeKind::Directory => return shred(parent, name),
+        Some(_) => {}
+    }
+    let Some(directory) = parent.directory(name)? else { return Ok(()) };
+    if depth == 0 {
+        return Err(io::Error::other(format!("`{}` lies too deep", name.to_string_lossy())));
+    }
+    for inner in directory.names()? {
+        remove_tree_at(directory.as_ref(), &inner, depth - 1)?;
+    }
+    if parent.remove_directory(name)? { parent.sync() } else { Ok(()) }
+}
