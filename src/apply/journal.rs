@@ -21,11 +21,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, Result};
-use crate::format::envelope::{self, ADDED_SLOTS, JOURNAL, MAX_BYTES, NOTE, REPORT};
+use crate::format::envelope::{self, ADDED_SLOTS, EnvelopeError, JOURNAL, MAX_BYTES, NOTE, REPORT};
 use crate::plan::Plan;
 use crate::plan::restore::RecordedSlot;
 use crate::platform::Store;
-use crate::report::Report;
+use crate::report::{Outcome, Report};
+use crate::request::find::{self, Found};
 use crate::request::{Request, file_name, stem};
 
 /// Report, log and the directory entries of all progress fit into this.
@@ -252,13 +253,28 @@ impl<C: Commit> Journal<C> {
         volume: usize,
         slots: &[RecordedSlot],
     ) -> Result<()> {
-        if !self.progress.added_slots.contains_key(&volume) {
-            let bytes = envelope::encode(&slots, ADDED_SLOTS).doing(cannot_record)?;
-            let name = self.file('K', volume);
-            self.with_room(store, |store| store.create(&name, &bytes))?;
-            self.progress.added_slots.insert(volume, Some(slots.to_vec()));
+        let bytes = envelope::encode(&slots, ADDED_SLOTS).doing(cannot_record)?;
+        let name = self.file('K', volume);
+        match self.progress.added_slots.get(&volume) {
+            Some(Some(_)) => return Ok(()),
+            // It was cut off while it was written.
+            Some(None) => store.remove(&name).doing(cannot_record)?,
+            None => {}
         }
+        self.with_room(store, |store| store.create(&name, &bytes))?;
+        self.progress.added_slots.insert(volume, Some(slots.to_vec()));
         Ok(())
+    }
+
+    /// The key slots that were added to a volume; none when the record is damaged or not there.
+    pub fn read_added_slots(
+        &self,
+        store: &dyn Store,
+        volume: usize,
+    ) -> Result<Option<Vec<RecordedSlot>>> {
+        let name = self.file('K', volume);
+        let bytes = store.read(&name, MAX_BYTES).doing(|| format!("cannot read {name}"))?;
+        Ok(bytes.and_then(|bytes| envelope::parse(&bytes, ADDED_SLOTS).ok()))
     }
 
     /// Counts a boot that is handed over to a restored state.
@@ -354,7 +370,8 @@ pub fn finish(store: &mut dyn Store, report: &Report, log: &str) -> Result<()> {
     let file = |extension| format!("{stem}.{extension}");
     store.remove(&file("RSV")).doing(what)?;
     let names = store.names().doing(what)?;
-    if !log.is_empty() && !names.contains(&file("LOG")) {
+    if !log.is_empty() && !names.contains(&file("RPT")) {
+        store.remove(&file("LOG")).doing(what)?;
         let start = log.len().saturating_sub(MAX_LOG_BYTES);
         let start = (start..=log.len()).find(|at| log.is_char_boundary(*at)).unwrap_or_default();
         store.create(&file("LOG"), log.get(start..).unwrap_or_default().as_bytes()).doing(what)?;
@@ -368,6 +385,85 @@ pub fn finish(store: &mut dyn Store, report: &Report, log: &str) -> Result<()> {
         log::warn!("{}", error.chain());
     }
     Ok(())
+}
+
+/// Makes good what a power cut on FAT leaves of a file that was not synced yet: it is there, and empty,
+/// damaged or unreadable. Returns what lies there then.
+///
+/// A journal that is nothing and has no progress was never committed: before the first step there is
+/// always a file of progress. A report that is nothing beside a whole journal is written again from
+/// there; beside a request alone it is replaced, for that operation is over.
+pub fn mend<C: Commit>(store: &mut dyn Store, found: Found, now: u64) -> Result<Found> {
+    let what = || "cannot make good what a power cut has left".to_owned();
+    let mut is_changed = false;
+    for stem in &found.committed {
+        if !has_progress(&store.names().doing(what)?, stem) && is_nothing::<C>(store, stem) {
+            log::warn!("{stem}.JNL is no journal, and nothing was done yet: it is removed");
+            store.remove(&format!("{stem}.JNL")).doing(what)?;
+            is_changed = true;
+        }
+    }
+    for stem in &found.leftovers {
+        let names = store.names().doing(what)?;
+        let has = |extension: &str| names.contains(&format!("{stem}.{extension}"));
+        let name = format!("{stem}.RPT");
+        if !has("RPT") || read_report(store, &name).is_some() {
+            continue;
+        }
+        if has("JNL") && Journal::<C>::load(store, stem).is_ok() {
+            log::warn!("{name} is no report: it is written again");
+            store.remove(&name).doing(what)?;
+            is_changed = true;
+        } else if has("REQ") {
+            log::warn!("{name} is no report, and nothing else says what came of the request");
+            let reason = "it ended before it was committed, and its report was lost in a power cut";
+            let report = Report {
+                id: stem.to_lowercase(),
+                operation: None,
+                outcome: Outcome::Refused,
+                reason: Some(reason.to_owned()),
+                staged: None,
+                finished_at: now,
+                runs: 0,
+                failures: Vec::new(),
+                steps: Vec::new(),
+                restage: env!("CARGO_PKG_VERSION").to_owned(),
+            };
+            store.remove(&name).doing(what)?;
+            let bytes = envelope::encode(&report, REPORT).doing(what)?;
+            store.create(&name, &bytes).doing(what)?;
+        }
+    }
+    if is_changed { find::look(store) } else { Ok(found) }
+}
+
+/// Whether a boot has worked on it.
+fn has_progress(names: &[String], stem: &str) -> bool {
+    names.iter().any(|name| {
+        let extension = name.strip_prefix(stem).and_then(|rest| rest.strip_prefix('.'));
+        extension.is_some_and(|extension| {
+            extension.strip_prefix(|c: char| c.is_ascii_uppercase()).is_some_and(|number| {
+                !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+            })
+        })
+    })
+}
+
+/// Whether a journal is no whole file: a newer one, or one of another kind, is something.
+fn is_nothing<C: Commit>(store: &dyn Store, stem: &str) -> bool {
+    match store.read(&format!("{stem}.JNL"), MAX_BYTES) {
+        Ok(Some(bytes)) => matches!(
+            envelope::parse::<C>(&bytes, C::KIND),
+            Err(EnvelopeError::Malformed(_) | EnvelopeError::Checksum)
+        ),
+        Ok(None) => false,
+        Err(_) => true,
+    }
+}
+
+fn read_report(store: &dyn Store, name: &str) -> Option<Report> {
+    let bytes = store.read(name, MAX_BYTES).ok().flatten()?;
+    envelope::parse(&bytes, REPORT).ok()
 }
 
 /// Removes what is left of a finished operation, or of one that never became a request.
@@ -410,8 +506,7 @@ pub fn reports(store: &dyn Store) -> Result<Vec<Report>> {
     let mut reports = Vec::new();
     for name in store.names().doing(what)? {
         if name.split_once('.').is_some_and(|(_, extension)| extension == "RPT")
-            && let Ok(Some(bytes)) = store.read(&name, MAX_BYTES)
-            && let Ok(report) = envelope::parse::<Report>(&bytes, REPORT)
+            && let Some(report) = read_report(store, &name)
         {
             reports.push(report);
         }

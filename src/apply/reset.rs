@@ -38,6 +38,12 @@ pub enum Applied {
 /// Does what there is to do. An error is a failure before the commit.
 pub fn apply(machine: &mut Machine, profile: &Profile) -> Result<Applied> {
     let found = find::look(machine.esp.as_ref())?;
+    let is_committed = !found.committed.is_empty();
+    let found = match journal::mend::<Committed>(machine.esp.as_mut(), found, machine.host.now) {
+        Ok(found) => found,
+        Err(error) if is_committed => return Ok(Applied::Unfinished(error.after_commit())),
+        Err(error) => return Err(error),
+    };
     match found.committed.as_slice() {
         [] => {}
         [stem] => return Ok(resume(machine, profile, stem)),

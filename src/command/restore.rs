@@ -71,7 +71,7 @@ pub fn restore(arguments: &cli::Restore) -> Result<Exit> {
     let archive = stage_restore::take_in(&mut machine, state, &id, &mut source)?;
     let staged = stage_taken(arguments, &profile, &skip, &mut machine, flags, archive, &id);
     if !matches!(staged, Ok(Exit::Done)) {
-        crate::apply::journal::clear_away(machine.store.as_mut(), &stem(&id))?;
+        stage_restore::abandon(&mut machine, &id)?;
         return staged;
     }
     if arguments.reboot {

@@ -65,11 +65,6 @@ fn names(directory: &dyn Directory) -> io::Result<Vec<String>> {
     Ok(names.map(|name| name.to_string_lossy().into_owned()).collect())
 }
 
-/// Of the same length as every other name of the operation, so that it is one directory entry too.
-fn temporary(name: &str) -> String {
-    format!("{}.TMP", name.split('.').next().unwrap_or(name))
-}
-
 impl Store for EspDirectory {
     fn names(&self) -> io::Result<Vec<String>> {
         match &self.own {
@@ -83,7 +78,7 @@ impl Store for EspDirectory {
     }
 
     fn create(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        directory::create(self.own()?, &temporary(name), name, bytes)
+        self.create_from(name, &mut &*bytes).map(drop)
     }
 
     fn open(&self, name: &str) -> io::Result<Option<Box<dyn Read>>> {
@@ -92,7 +87,7 @@ impl Store for EspDirectory {
     }
 
     fn create_from(&mut self, name: &str, content: &mut dyn Read) -> io::Result<u64> {
-        directory::create_from(self.own()?, &temporary(name), name, content, &|| Ok(()))
+        directory::create_vouched(self.own()?, name, content)
     }
 
     fn mark(&mut self, name: &str) -> io::Result<()> {

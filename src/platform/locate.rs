@@ -19,7 +19,9 @@ use crate::profile::ESP_TYPE;
 
 /// Where the ESP is mounted when nobody else has mounted it.
 const OWN_MOUNT: &str = "/run/restage/esp";
-const MOUNT_OPTIONS: &CStr = c"umask=0077,shortname=mixed";
+/// A file whose clusters a power cut has unlinked must not make the whole ESP read-only, as it would
+/// without `errors=continue`: it could not even be removed.
+const MOUNT_OPTIONS: &CStr = c"umask=0077,shortname=mixed,errors=continue";
 const BLOCK: &str = "/sys/class/block";
 
 /// An ESP that was found.

@@ -59,16 +59,17 @@ pub trait Disk {
 
 /// A directory of restage's own, where names are 8.3: on the ESP, or on the state file system.
 ///
-/// FAT replaces nothing atomically, so this offers only what stays whole across a power cut: new
-/// names and removals.
+/// FAT replaces nothing atomically, and what a power cut leaves of a new file may be empty, damaged or
+/// unreadable: so there are only new names and removals here, what is in a file carries its own
+/// checksum, and progress is made of empty files.
 pub trait Store {
     /// The names in it; empty when the directory is not there.
     fn names(&self) -> io::Result<Vec<String>>;
     /// The content of one of them; none when it is not there, an error when it is longer than
     /// `max_bytes`.
     fn read(&self, name: &str, max_bytes: usize) -> io::Result<Option<Vec<u8>>>;
-    /// Makes a file that is not there yet: durable and whole when this returns, whole or absent
-    /// after a power cut. An existing `name` is an error.
+    /// Makes a file that is not there yet: durable and whole when this returns; after a power cut
+    /// whole, damaged or absent. An existing `name` is an error.
     fn create(&mut self, name: &str, bytes: &[u8]) -> io::Result<()>;
     /// Opens one of them for reading; none when it is not there.
     fn open(&self, name: &str) -> io::Result<Option<Box<dyn Read>>>;

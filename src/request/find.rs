@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::{Doing, Result};
 use crate::platform::Store;
+use crate::platform::state_fs::SUPERSEDED;
 
 /// What the names say, by stem.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,7 +43,8 @@ pub fn sort(names: &[String]) -> Found {
             Some((stem, extension)) if is_stem(stem) => {
                 stems.entry(stem).or_default().insert(extension);
             }
-            _ => log::warn!("restage's directory on the ESP holds `{name}`, which is none of ours"),
+            _ if name == SUPERSEDED => {}
+            _ => log::warn!("restage's directory holds `{name}`, which is none of ours"),
         }
     }
     let mut found = Found::default();

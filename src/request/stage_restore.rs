@@ -106,6 +106,7 @@ pub fn take_in(
     source: &mut dyn Read,
 ) -> Result<ArchiveFile> {
     let what = || "cannot stage the backup".to_owned();
+    machine.state.remove(Place::New).doing(what)?;
     for stem in find::look(machine.store.as_ref())?.leftovers {
         clear_away(machine.store.as_mut(), &stem)?;
     }
@@ -157,10 +158,20 @@ pub fn stage(
     machine.store.create(&file_name(id, "REQ"), &bytes).doing(what)
 }
 
+/// Leaves nothing of a backup that was taken in and not staged.
+pub fn abandon(machine: &mut Machine, id: &str) -> Result<()> {
+    let what = || "cannot remove what is left of a trial".to_owned();
+    machine.state.remove(Place::New).doing(what)?;
+    clear_away(machine.store.as_mut(), &super::stem(id))
+}
+
 /// Withdraws what is staged and not committed; returns the ids. Durable when this returns.
 pub fn cancel(machine: &mut Machine) -> Result<Vec<String>> {
     let mut ids = Vec::new();
     let found = find::look(machine.store.as_ref())?;
+    // Of a boot, or a staging, that was cut off.
+    let what = || "cannot remove an extracted backup".to_owned();
+    machine.state.remove(Place::New).doing(what)?;
     for stem in found.leftovers {
         clear_away(machine.store.as_mut(), &stem)?;
     }
@@ -170,9 +181,6 @@ pub fn cancel(machine: &mut Machine) -> Result<Vec<String>> {
         over(machine, &stem, request.as_ref(), Outcome::Cancelled, reason)?;
         ids.push(request.map_or_else(|| stem.to_lowercase(), |request| request.id));
     }
-    // Of a boot that was cut off while it extracted.
-    let what = || "cannot remove an extracted backup".to_owned();
-    machine.state.remove(Place::New).doing(what)?;
     Ok(ids)
 }
 

@@ -111,6 +111,13 @@ pub enum Restored {
 pub fn at_boot(machine: &mut Machine, profile: &Profile) -> Result<Restored> {
     let state = state_of(profile)?;
     let found = find::look(machine.store.as_ref())?;
+    let is_committed = !found.committed.is_empty();
+    let now = machine.host.now;
+    let found = match journal::mend::<Committed>(machine.store.as_mut(), found, now) {
+        Ok(found) => found,
+        Err(error) if is_committed => return Ok(Restored::Unfinished(error.after_commit())),
+        Err(error) => return Err(error),
+    };
     if let [stem] = found.committed.as_slice() {
         return Ok(go_on(machine, profile, stem));
     }
@@ -119,12 +126,12 @@ pub fn at_boot(machine: &mut Machine, profile: &Profile) -> Result<Restored> {
             .because(found.committed.join(", "));
         return Ok(Restored::Unfinished(error.hold()));
     }
+    // Of an extraction that was cut before its commit. Before its last trace in the store goes.
+    let what = || "cannot remove what is left of an earlier restore".to_owned();
+    machine.state.remove(Place::New).doing(what)?;
     for stem in &found.leftovers {
         journal::clear_away(machine.store.as_mut(), stem)?;
     }
-    // Of an extraction that was cut before its commit.
-    let what = || "cannot remove what is left of an earlier restore".to_owned();
-    machine.state.remove(Place::New).doing(what)?;
     start(machine, profile, state, &found.staged)
 }
 
@@ -436,7 +443,7 @@ fn run(
         }
         let place = format!("step {}/{} {}", index + 1, steps.len(), step.name());
         log::info!("{place}");
-        let ended = match steps::perform(machine, state, journal, phase, step) {
+        let ended = match steps::perform(machine, state, journal, phase, (number, step)) {
             Ok(ended) => ended,
             Err(error) => {
                 let error = error.at(&place);

@@ -121,11 +121,17 @@ pub fn remove_new(
     let number = journal.committed.number_of(plan);
     let slots = match journal.progress.added_slots.get(&number) {
         Some(Some(slots)) => slots.clone(),
-        Some(None) => {
-            let why = "the record of the added key slots cannot be read: they stay";
-            return Ok(Ended::PassedOver(why.to_owned()));
+        // A system has run with them, and may have changed what they would be found by.
+        Some(None) if journal.progress.hand_overs > 0 => {
+            match journal.read_added_slots(machine.store.as_ref(), number)? {
+                Some(slots) => slots,
+                None => {
+                    let why = "the record of the added key slots is damaged: they stay";
+                    return Ok(Ended::PassedOver(why.to_owned()));
+                }
+            }
         }
-        None => {
+        Some(None) | None => {
             let what = || "cannot find the restored state".to_owned();
             let sibling = machine.state.identity(Place::Sibling).doing(what)?;
             if sibling != Some(journal.committed.new_state) {
@@ -172,10 +178,7 @@ pub fn remove(
     slots: &[RecordedSlot],
 ) -> Result<Ended> {
     let what = || format!("cannot remove a key slot of `{}`", plan.name);
-    let passphrases = listed(machine, profile, Place::State).unwrap_or_else(|error| {
-        log::warn!("{}", error.chain());
-        Vec::new()
-    });
+    let passphrases = listed(machine, profile, Place::State)?;
     let volume = volume(machine, plan)?;
     let header = match look(volume, plan)? {
         Ok(header) => header,

@@ -143,7 +143,7 @@ pub fn perform(
     profile: &State,
     journal: &mut Journal<Committed>,
     phase: Phase,
-    step: &Step,
+    (number, step): (usize, &Step),
 ) -> Result<Ended> {
     let id = journal.committed.request.id.clone();
     let (old, new) = (journal.committed.old_state, journal.committed.new_state);
@@ -165,7 +165,14 @@ pub fn perform(
             let unwanted = if phase == Phase::Confirm { old } else { new };
             // A state that was never booted has no keys but the backup's.
             let has_keys = phase == Phase::Confirm || journal.progress.hand_overs > 0;
-            remove_other(machine, unwanted, has_keys.then_some((profile, &id)))?;
+            remove_other(machine, unwanted, |machine| {
+                // Half destroyed, a key is another one, and not worth keeping.
+                if has_keys && !journal.progress.attempted.contains(&number) {
+                    keys::keep_all_of_sibling(machine, profile, &id)?;
+                    journal.record_attempt(machine.store.as_mut(), number)?;
+                }
+                Ok(())
+            })?;
         }
     }
     Ok(Ended::Done)
@@ -208,7 +215,7 @@ fn exchange(machine: &mut Machine, from: u64, to: u64) -> Result<()> {
 fn remove_other(
     machine: &mut Machine,
     unwanted: u64,
-    keys_of: Option<(&State, &str)>,
+    keep_keys: impl FnOnce(&mut Machine) -> Result<()>,
 ) -> Result<()> {
     let what = || "cannot remove the state that is not in place".to_owned();
     machine.state.remove(Place::New).doing(what)?;
@@ -216,9 +223,7 @@ fn remove_other(
         None => Ok(()),
         // Half removed, it has the same identity.
         Some(found) if found == unwanted => {
-            if let Some((profile, id)) = keys_of {
-                keys::keep_all_of_sibling(machine, profile, id)?;
-            }
+            keep_keys(machine)?;
             machine.state.remove(Place::Sibling).doing(what)
         }
         Some(_) => Err(Error::new(what()).because("another directory is in its place")),

@@ -159,19 +159,31 @@ pub fn read(
     Ok(Some(bytes))
 }
 
-/// Makes a file that is not there yet, by way of `temporary`: under its own name it appears whole
-/// and durable, or not at all. This order is the one that came through every cut on FAT.
-pub fn create(
+/// Makes a file that is not there yet, under its own name at once: durable and whole when this
+/// returns. A power cut may also leave it empty, damaged or unreadable, so what is in it has to carry
+/// its own checksum. Returns how many bytes it was.
+///
+/// This is for FAT, where a rename is worse: cut off, it leaves two names for the same clusters, and
+/// removing one destroys what the other stands for.
+pub fn create_vouched(
     directory: &dyn Directory,
-    temporary: &str,
     name: &str,
-    bytes: &[u8],
-) -> io::Result<()> {
-    create_from(directory, temporary, name, &mut &*bytes, &|| Ok(())).map(drop)
+    content: &mut dyn Read,
+) -> io::Result<u64> {
+    let mut file = directory.new_file(name.as_ref())?;
+    let written = io::copy(content, &mut file)
+        .and_then(|bytes| file.sync().map(|()| bytes))
+        .and_then(|bytes| directory.sync().map(|()| bytes));
+    if written.is_err() {
+        // A full file system: give the space back, then say so.
+        let _ = shred(directory, name);
+    }
+    written
 }
 
-/// The same from a stream. `complete` gives it what it needs besides its content. Returns how many
-/// bytes it was.
+/// Makes a file that is not there yet, by way of `temporary`: under its own name it appears whole and
+/// durable, or not at all. For file systems where a rename is one change. `complete` gives it what it
+/// needs besides its content. Returns how many bytes it was.
 pub fn create_from(
     directory: &dyn Directory,
     temporary: &str,
@@ -209,15 +221,31 @@ pub fn remove(directory: &dyn Directory, name: impl AsRef<OsStr>) -> io::Result<
     if directory.remove_file(name.as_ref())? { directory.sync() } else { Ok(()) }
 }
 
-/// Overwrites a file in place, syncs, and removes it, durable when this returns. Safe to repeat.
+/// Overwrites a file in place, syncs, and removes it, durable when this returns. Safe to repeat. One
+/// that can be neither overwritten nor read, as a power cut leaves it on FAT, is only removed.
 pub fn shred(directory: &dyn Directory, name: impl AsRef<OsStr>) -> io::Result<()> {
     let name = name.as_ref();
-    if let Some(mut file) = directory.file_to_overwrite(name)? {
-        let length = file.length()?;
-        io::copy(&mut io::repeat(0).take(length), &mut file)?;
-        file.sync()?;
+    if let Some(file) = directory.file_to_overwrite(name)?
+        && let Err(error) = overwrite(file)
+    {
+        if is_readable(directory, name) {
+            return Err(error);
+        }
+        log::warn!("`{}` cannot be read, nor overwritten: {error}", name.to_string_lossy());
     }
     remove(directory, name)
+}
+
+fn overwrite(mut file: Box<dyn OpenFile>) -> io::Result<()> {
+    let length = file.length()?;
+    io::copy(&mut io::repeat(0).take(length), &mut file)?;
+    file.sync()
+}
+
+fn is_readable(directory: &dyn Directory, name: &OsStr) -> bool {
+    directory
+        .file(name)
+        .is_ok_and(|file| file.is_some_and(|mut file| io::copy(&mut file, &mut io::sink()).is_ok()))
 }
 
 /// Removes a file or a directory with all that is in it, file contents overwritten first, durable

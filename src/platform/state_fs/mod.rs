@@ -12,6 +12,9 @@ pub use real::{StateDirectory, make_path};
 
 use crate::format::archive::{Entry, Kind};
 
+/// The directory of keys that are kept aside, in restage's own directory.
+pub const SUPERSEDED: &str = "superseded";
+
 /// One of the directories that a restore works with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place<'a> {

@@ -4,7 +4,7 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::{Listing, Place, StateFs};
+use super::{Listing, Place, SUPERSEDED, StateFs};
 use crate::format::archive::{Entry, Kind, Layout, unfit};
 use crate::platform::directory::{self, Dir, Directory, Node, NodeKind};
 use crate::profile::State;
@@ -193,7 +193,8 @@ fn list_into(
     Ok(())
 }
 
-const SUPERSEDED: &str = "superseded";
+/// The directories that a trial exchanges.
+const TRIAL: [&str; 2] = [".restage-try-a", ".restage-try-b"];
 
 fn components(path: &str) -> impl Iterator<Item = &str> {
     path.split('/').filter(|component| !component.is_empty())
@@ -308,7 +309,10 @@ impl StateFs for StateDirectory {
     fn remove(&mut self, place: Place<'_>) -> io::Result<()> {
         match place {
             Place::State => Err(io::Error::other("the state is never removed")),
-            Place::New => directory::remove_tree(self.parent.as_ref(), self.new_name()),
+            // And what is left of a trial that was cut off: worthless as well.
+            Place::New => std::iter::once(self.new_name().as_str())
+                .chain(TRIAL)
+                .try_for_each(|name| directory::remove_tree(self.parent.as_ref(), name)),
             Place::Sibling => directory::remove_tree(self.parent.as_ref(), self.sibling()),
             Place::Superseded(id) => match self.open_superseded()? {
                 Some(all) => directory::remove_tree(all.as_ref(), id),
@@ -354,12 +358,11 @@ impl StateFs for StateDirectory {
     }
 
     fn try_exchange(&mut self) -> io::Result<()> {
-        let names = [".restage-try-a", ".restage-try-b"];
-        let tried = names
+        let tried = TRIAL
             .iter()
             .try_for_each(|name| directory::make(self.parent.as_ref(), name).map(drop))
-            .and_then(|()| exchange(self.parent.as_ref(), names[0], names[1]));
-        for name in names {
+            .and_then(|()| exchange(self.parent.as_ref(), TRIAL[0], TRIAL[1]));
+        for name in TRIAL {
             directory::remove_tree(self.parent.as_ref(), name)?;
         }
         tried
