@@ -1,0 +1,13 @@
+//! The operations, and what has to be so.
+
+mod reset;
+mod restore;
+
+use crate::explore::Case;
+
+/// All of them.
+pub fn all() -> Vec<Box<dyn Case>> {
+    let mut cases = reset::all();
+    cases.extend(restore::all());
+    cases
+}

@@ -1,0 +1,323 @@
+//! From an operation to all its interruptions, each followed to its end.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::model::{Fault, Shared, World};
+use crate::steps;
+
+/// An operation on a machine, and what has to be so whenever it is interrupted.
+pub trait Case: Sync {
+    /// Its name.
+    fn name(&self) -> &'static str;
+    /// The machine before it.
+    fn start(&self) -> World;
+    /// The operation: once, whatever comes of it.
+    fn run(&self, world: &Shared);
+    /// What must be so at any instant, on the media.
+    fn check_image(&self, image: &World) -> Result<(), String>;
+    /// Boots until nothing is left to do; the machine at rest after that.
+    fn recover(&self, world: &Shared) -> Result<World, String>;
+    /// What must be so in the end, on this way. A fault may have led to a refusal; a cut may not.
+    fn check_end(&self, end: &World, path: &[Cut]) -> Result<(), String>;
+}
+
+/// How a run was interrupted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cut {
+    /// The power went after this change; this of the possible images was left.
+    Power {
+        /// Number of the change.
+        change: usize,
+        /// Number of the image.
+        image: usize,
+    },
+    /// This call met a fault, and then the machine was switched off, in order or not.
+    Fault {
+        /// Number of the call.
+        call: usize,
+        /// What happened to it.
+        fault: Fault,
+        /// Whether what was unsynced survived.
+        in_order: bool,
+    },
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Power { change, image } => write!(f, "c{change}.{image}"),
+            Self::Fault { call, fault, in_order } => {
+                let kind = Fault::ALL.iter().position(|one| one == fault).unwrap_or(0);
+                write!(f, "{}{call}.{kind}", if *in_order { 'f' } else { 'g' })
+            }
+        }
+    }
+}
+
+impl std::str::FromStr for Cut {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is no interruption: c12.3, f12.3, g12.3");
+        let kind = text.chars().next().ok_or_else(wrong)?;
+        let (first, second) = text[1..].split_once('.').ok_or_else(wrong)?;
+        let first = first.parse().map_err(|_| wrong())?;
+        let second: usize = second.parse().map_err(|_| wrong())?;
+        match kind {
+            'c' => Ok(Self::Power { change: first, image: second }),
+            'f' | 'g' => {
+                let fault = *Fault::ALL.get(second).ok_or_else(wrong)?;
+                Ok(Self::Fault { call: first, fault, in_order: kind == 'f' })
+            }
+            _ => Err(wrong()),
+        }
+    }
+}
+
+/// A violation, and the way to it.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    /// The case, then one interruption after the other.
+    pub path: String,
+    /// What is not as it must be.
+    pub what: String,
+}
+
+/// How far to go.
+#[derive(Clone, Copy, Debug)]
+pub struct Reach {
+    /// Of the interruptions in a resume, one in so many is followed.
+    pub second: u64,
+    /// Of those in a resume's resume, one in so many of the followed.
+    pub third: u64,
+    /// Give up after so many violations.
+    pub violations: usize,
+}
+
+/// What was seen.
+#[derive(Debug, Default)]
+pub struct Figures {
+    /// Distinct interrupted runs, by step of the operation and depth.
+    pub by_step: BTreeMap<(u8, usize), usize>,
+    /// Of these, with a fault.
+    pub faults: usize,
+    /// What is not as it must be.
+    pub violations: Vec<Violation>,
+}
+
+impl Figures {
+    /// All distinct interrupted runs.
+    pub fn runs(&self) -> usize {
+        self.by_step.values().sum()
+    }
+}
+
+struct Search<'a> {
+    case: &'a dyn Case,
+    reach: Reach,
+    seen: Vec<Mutex<HashSet<u64>>>,
+    figures: Mutex<Figures>,
+}
+
+const SHARDS: usize = 64;
+
+#[derive(Clone)]
+struct Item {
+    path: Vec<Cut>,
+    step: u8,
+    image: World,
+}
+
+/// Whether something but the power has failed on this way.
+pub fn had_fault(path: &[Cut]) -> bool {
+    path.iter().any(|cut| matches!(cut, Cut::Fault { .. }))
+}
+
+/// Interrupts one operation everywhere.
+pub fn explore(case: &dyn Case, reach: Reach, threads: usize) -> Figures {
+    let seen = (0..SHARDS).map(|_| Mutex::default()).collect();
+    let search = Search { case, reach, seen, figures: Mutex::default() };
+    let (changes, calls) = search.base();
+    let work = AtomicUsize::new(0);
+    // First the cuts, then the faults.
+    let total = changes.len() + calls;
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let index = work.fetch_add(1, Ordering::Relaxed);
+                    if index >= total || search.is_enough() {
+                        return;
+                    }
+                    match changes.get(index) {
+                        Some(change) => {
+                            for item in images(&[], index, change.0, &change.1) {
+                                search.follow(item);
+                            }
+                        }
+                        None => search.faults(index - changes.len()),
+                    }
+                }
+            });
+        }
+    });
+    search.figures.into_inner().unwrap()
+}
+
+/// Goes one way again, and says what comes of it.
+pub fn replay(case: &dyn Case, path: &[Cut]) -> Result<(), String> {
+    let mut image = case.start();
+    for (depth, cut) in path.iter().enumerate() {
+        let run = |world: &Shared| {
+            steps::begin();
+            if depth == 0 {
+                case.run(world);
+            } else if let Err(why) = case.recover(world) {
+                println!("the interrupted recovery: {why}");
+            }
+        };
+        image = match *cut {
+            Cut::Power { change, image: number } => {
+                let world = image.share();
+                let trace = world.borrow_mut().trace();
+                run(&world);
+                let boundary = trace.lock().unwrap().get(change).cloned();
+                let boundary = boundary.ok_or_else(|| format!("there is no change {change}"))?;
+                let images = boundary.world.images();
+                println!("{cut}: image {number} of {} in step {}", images.len(), boundary.step);
+                images.get(number).cloned().ok_or_else(|| format!("there is no image {number}"))?
+            }
+            Cut::Fault { call, fault, in_order } => {
+                let world = image.share();
+                world.borrow_mut().fault = Some((call, fault));
+                run(&world);
+                let world = world.borrow();
+                if in_order { world.settled() } else { world.images().remove(0) }
+            }
+        };
+        println!("the ESP: {:#?}", short(&image.esp));
+        println!("the state: {:#?}", short(&image.state));
+    }
+    case.check_image(&image)?;
+    steps::begin();
+    let end = case.recover(&image.share())?;
+    println!("the end, on the ESP: {:#?}", short(&end.esp));
+    case.check_end(&end, path)
+}
+
+fn short(files: &crate::model::files::Files) -> BTreeMap<String, String> {
+    let told = |found| match found {
+        crate::model::files::Found::File(bytes) => {
+            let text = String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned();
+            format!("{} bytes: {}", bytes.len(), text.escape_debug())
+        }
+        other => format!("{other:?}"),
+    };
+    files.all().into_iter().map(|(path, found)| (path, told(found))).collect()
+}
+
+fn images(path: &[Cut], change: usize, step: u8, world: &World) -> Vec<Item> {
+    let images = world.images().into_iter().enumerate();
+    let item = |(image, world)| Item {
+        path: [path, &[Cut::Power { change, image }]].concat(),
+        step,
+        image: world,
+    };
+    images.map(item).collect()
+}
+
+impl Search<'_> {
+    /// The uninterrupted run: its changes, and how many calls it makes.
+    fn base(&self) -> (Vec<(u8, World)>, usize) {
+        let world = self.case.start().share();
+        let trace = world.borrow_mut().trace();
+        steps::begin();
+        self.case.run(&world);
+        let changes = trace.lock().unwrap().iter().map(|b| (b.step, b.world.clone())).collect();
+        let calls = world.borrow().calls;
+        (changes, calls)
+    }
+
+    fn is_enough(&self) -> bool {
+        self.figures.lock().unwrap().violations.len() >= self.reach.violations
+    }
+
+    /// Whether this interrupted run is a new one.
+    fn is_new(&self, item: &Item, digest: u64) -> bool {
+        let fault = match item.path.last() {
+            Some(Cut::Fault { fault, .. }) => Some(*fault),
+            _ => None,
+        };
+        let mut hasher = DefaultHasher::new();
+        (digest, item.step, fault).hash(&mut hasher);
+        let key = hasher.finish();
+        let shard = usize::try_from(key % SHARDS as u64).unwrap();
+        self.seen[shard].lock().unwrap().insert(key)
+    }
+
+    /// One call of the operation, with every fault that can meet it.
+    fn faults(&self, call: usize) {
+        for fault in Fault::ALL {
+            let world = self.case.start().share();
+            world.borrow_mut().fault = Some((call, fault));
+            steps::begin();
+            self.case.run(&world);
+            let step = steps::now();
+            let world = world.borrow();
+            if !world.has_faulted {
+                continue;
+            }
+            for in_order in [true, false] {
+                let image = if in_order { world.settled() } else { world.images().remove(0) };
+                let path = vec![Cut::Fault { call, fault, in_order }];
+                self.follow(Item { path, step, image });
+            }
+        }
+    }
+
+    /// Follows an interrupted run to its end, and interrupts the resume.
+    fn follow(&self, item: Item) {
+        let digest = item.image.digest();
+        if !self.is_new(&item, digest) {
+            return;
+        }
+        let depth = item.path.len();
+        {
+            let mut figures = self.figures.lock().unwrap();
+            *figures.by_step.entry((item.step, depth)).or_default() += 1;
+            figures.faults += usize::from(had_fault(&item.path));
+        }
+        let is_followed = match depth {
+            1 => digest % self.reach.second == 0,
+            2 => digest / self.reach.second % self.reach.third == 0,
+            _ => false,
+        };
+        let world = item.image.share();
+        let trace = is_followed.then(|| world.borrow_mut().trace());
+        steps::begin();
+        let ended = self
+            .case
+            .check_image(&item.image)
+            .and_then(|()| self.case.recover(&world))
+            .and_then(|end| self.case.check_end(&end, &item.path));
+        if let Err(what) = ended {
+            let path: Vec<String> = item.path.iter().map(ToString::to_string).collect();
+            let path = format!("{}:{}", self.case.name(), path.join("/"));
+            self.figures.lock().unwrap().violations.push(Violation { path, what });
+            return;
+        }
+        let Some(trace) = trace else { return };
+        for (change, boundary) in trace.lock().unwrap().iter().enumerate() {
+            for next in images(&item.path, change, boundary.step, &boundary.world) {
+                if self.is_enough() {
+                    return;
+                }
+                self.follow(next);
+            }
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Power cuts and faults in a model of the machine, as many as there are.
+//!
+//! `restage-campaign` interrupts every operation at every change and at every call, follows each
+//! interruption to its end, and interrupts the resume as well. It ends with 1 where something is not as
+//! it must be, and says how to see that again.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::expect_used,
+    reason = "a test: a panic is its verdict"
+)]
+
+mod cases;
+mod explore;
+mod model;
+mod steps;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use explore::{Case, Cut, Reach};
+
+/// Interrupts every operation of restage in a model of the machine.
+#[derive(Parser)]
+struct Arguments {
+    /// Only these cases.
+    cases: Vec<String>,
+    /// One in so many interruptions is interrupted again in its resume.
+    #[arg(long, default_value_t = 1)]
+    second: u64,
+    /// One in so many of those once more.
+    #[arg(long, default_value_t = 50)]
+    third: u64,
+    /// At least so many distinct interrupted runs, or it has failed.
+    #[arg(long, default_value_t = 0)]
+    at_least: usize,
+    /// Stop after so many violations.
+    #[arg(long, default_value_t = 20)]
+    violations: usize,
+    /// Go one way again: CASE:c12.3/c4.0, as a violation names it.
+    #[arg(long)]
+    replay: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    steps::listen();
+    let cases = cases::all();
+    if let Some(path) = &arguments.replay {
+        return match replay(&cases, path) {
+            Ok(()) => {
+                println!("everything is as it must be");
+                ExitCode::SUCCESS
+            }
+            Err(what) => {
+                println!("VIOLATION {path}: {what}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let reach = Reach {
+        second: arguments.second,
+        third: arguments.third,
+        violations: arguments.violations,
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let (mut total, mut failed) = (0, false);
+    for case in cases {
+        if !arguments.cases.is_empty() && !arguments.cases.iter().any(|name| name == case.name()) {
+            continue;
+        }
+        let begin = Instant::now();
+        let figures = explore::explore(case.as_ref(), reach, threads);
+        total += figures.runs();
+        println!(
+            "{:20} {:8} interrupted runs, {:6} of them with a fault, {:3} s",
+            case.name(),
+            figures.runs(),
+            figures.faults,
+            begin.elapsed().as_secs()
+        );
+        for step in
+            figures.by_step.keys().map(|(step, _)| *step).collect::<std::collections::BTreeSet<_>>()
+        {
+            let at = |depth| figures.by_step.get(&(step, depth)).copied().unwrap_or(0);
+            println!("    step {step}: {} + {} + {}", at(1), at(2), at(3));
+        }
+        for violation in &figures.violations {
+            failed = true;
+            println!("VIOLATION {}: {}", violation.path, violation.what);
+        }
+        if let Some(first) = figures.violations.first() {
+            println!("see it again: restage-campaign --replay {}", first.path);
+        }
+    }
+    println!("{total} distinct interrupted runs");
+    if total < arguments.at_least {
+        println!("fewer than the {} that there must be", arguments.at_least);
+        failed = true;
+    }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn replay(cases: &[Box<dyn Case>], path: &str) -> Result<(), String> {
+    let (name, cuts) = path.split_once(':').ok_or("not CASE:CUT/CUT")?;
+    let case = cases.iter().find(|case| case.name() == name);
+    let case = case.ok_or_else(|| format!("there is no case `{name}`"))?;
+    let cuts = cuts.split('/').map(str::parse).collect::<Result<Vec<Cut>, _>>()?;
+    explore::replay(case.as_ref(), &cuts)
+}

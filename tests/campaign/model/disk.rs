@@ -1,0 +1,263 @@
+//! A disk with a volatile write cache.
+//!
+//! Modelled: between two flushes any in-order prefix of the writes may have reached the medium, the
+//! last of them torn at any 512 bytes; and any subset of at most eight whole writes, or of more each
+//! alone and each missing. Reads come from the cache until it is forgotten. Not modelled: sectors that
+//! are torn inside, or that lie.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::sync::Arc;
+
+use restage::platform::Disk;
+
+use super::{Call, Device, Shared};
+
+/// What is copied when one byte changes.
+const CHUNK: usize = 4096;
+/// What a disk writes whole.
+const ATOM: usize = 512;
+/// Up to so many unflushed writes, all their subsets are tried.
+const MAX_SUBSETS: usize = 8;
+
+struct Chunk {
+    bytes: [u8; CHUNK],
+    digest: u64,
+}
+
+impl Chunk {
+    fn new(bytes: [u8; CHUNK]) -> Arc<Self> {
+        let mut hasher = DefaultHasher::new();
+        bytes.hash(&mut hasher);
+        Arc::new(Self { bytes, digest: hasher.finish() })
+    }
+}
+
+#[derive(Clone)]
+struct Medium(Arc<Vec<Arc<Chunk>>>);
+
+impl Medium {
+    fn write(&mut self, offset: u64, bytes: &[u8]) {
+        let chunks = Arc::make_mut(&mut self.0);
+        let mut at = usize::try_from(offset).unwrap();
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let length = rest.len().min(CHUNK - at % CHUNK);
+            let (now, later) = rest.split_at(length);
+            let chunk = &mut chunks[at / CHUNK];
+            if chunk.bytes[at % CHUNK..][..length] != *now {
+                let mut bytes = chunk.bytes;
+                bytes[at % CHUNK..][..length].copy_from_slice(now);
+                *chunk = Chunk::new(bytes);
+            }
+            at += length;
+            rest = later;
+        }
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) {
+        let mut at = usize::try_from(offset).unwrap();
+        let mut rest = buffer;
+        while !rest.is_empty() {
+            let length = rest.len().min(CHUNK - at % CHUNK);
+            let (now, later) = rest.split_at_mut(length);
+            now.copy_from_slice(&self.0[at / CHUNK].bytes[at % CHUNK..][..length]);
+            at += length;
+            rest = later;
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Written {
+    offset: u64,
+    bytes: Arc<Vec<u8>>,
+    /// A flush that should have brought it to the medium has failed.
+    is_lost: bool,
+}
+
+/// The disk: what is on the medium, and what is in the cache.
+#[derive(Clone)]
+pub struct Sectors {
+    medium: Medium,
+    cached: Medium,
+    pending: Vec<Written>,
+    sector_bytes: u64,
+}
+
+impl Sectors {
+    /// A disk that holds these bytes.
+    pub fn new(bytes: &[u8], sector_bytes: u64) -> Self {
+        let chunks = bytes.chunks(CHUNK).map(|chunk| Chunk::new(chunk.try_into().unwrap()));
+        let medium = Medium(Arc::new(chunks.collect()));
+        Self { cached: medium.clone(), medium, pending: Vec::new(), sector_bytes }
+    }
+
+    /// Where another disk differs: offsets of 512 bytes.
+    pub fn differences(&self, other: &Self) -> Vec<u64> {
+        let mut offsets = Vec::new();
+        for (index, (one, two)) in self.cached.0.iter().zip(other.cached.0.iter()).enumerate() {
+            if Arc::ptr_eq(one, two) || one.digest == two.digest {
+                continue;
+            }
+            for (atom, (one, two)) in one.bytes.chunks(ATOM).zip(two.bytes.chunks(ATOM)).enumerate()
+            {
+                if one != two {
+                    offsets.push((index * CHUNK + atom * ATOM) as u64);
+                }
+            }
+        }
+        offsets
+    }
+
+    /// A part of it.
+    pub fn part(&self, offset: u64, length: u64) -> Vec<u8> {
+        let mut bytes = vec![0; usize::try_from(length).unwrap()];
+        self.cached.read(offset, &mut bytes);
+        bytes
+    }
+
+    pub(super) fn digest(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for chunk in self.cached.0.iter() {
+            chunk.digest.hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
+    pub(super) fn lose(&mut self) {
+        for written in &mut self.pending {
+            written.is_lost = true;
+        }
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) {
+        self.cached.write(offset, bytes);
+        self.pending.push(Written { offset, bytes: Arc::new(bytes.to_vec()), is_lost: false });
+    }
+
+    fn flush(&mut self) {
+        for written in self.pending.iter().filter(|written| !written.is_lost) {
+            self.medium.write(written.offset, &written.bytes);
+        }
+        self.pending.retain(|written| written.is_lost);
+        if self.pending.is_empty() {
+            self.medium = self.cached.clone();
+        }
+    }
+
+    fn forget(&mut self) {
+        // What is dirty is written first; what a failed flush has lost is not dirty any more.
+        self.cached = self.medium.clone();
+        for written in self.pending.iter().filter(|written| !written.is_lost) {
+            self.cached.write(written.offset, &written.bytes);
+        }
+        self.pending.retain(|written| !written.is_lost);
+    }
+
+    pub(super) fn images(&self) -> Vec<Self> {
+        let mut images = Vec::new();
+        let mut add = |chosen: &[(usize, usize)]| {
+            let mut medium = self.medium.clone();
+            for (index, length) in chosen {
+                let written = &self.pending[*index];
+                medium.write(written.offset, &written.bytes[..*length]);
+            }
+            let sector_bytes = self.sector_bytes;
+            images.push(Self { cached: medium.clone(), medium, pending: Vec::new(), sector_bytes });
+        };
+        let whole = |index: usize| (index, self.pending[index].bytes.len());
+        let count = self.pending.len();
+        add(&[]);
+        let Some(last) = count.checked_sub(1) else { return images };
+        // All before the last in order, and the last torn.
+        let before: Vec<_> = (0..last).map(whole).collect();
+        for length in (ATOM..self.pending[last].bytes.len()).step_by(ATOM) {
+            add(&[before.clone(), vec![(last, length)]].concat());
+        }
+        if count <= MAX_SUBSETS {
+            for mask in 1..(1_u32 << count) - 1 {
+                let chosen: Vec<_> =
+                    (0..count).filter(|i| mask & (1 << i) != 0).map(whole).collect();
+                add(&chosen);
+            }
+        } else {
+            for one in 0..count {
+                add(&[whole(one)]);
+                let others: Vec<_> = (0..count).filter(|i| *i != one).map(whole).collect();
+                add(&others);
+            }
+        }
+        add(&(0..count).map(whole).collect::<Vec<_>>());
+        images
+    }
+}
+
+/// The disk of a run.
+pub struct ModelDisk {
+    world: Shared,
+    size_bytes: u64,
+    sector_bytes: u64,
+    is_writable: bool,
+}
+
+impl ModelDisk {
+    /// The disk of this machine.
+    pub fn new(world: &Shared) -> Self {
+        let disk = &world.borrow().disk;
+        let size_bytes = (disk.cached.0.len() * CHUNK) as u64;
+        let sector_bytes = disk.sector_bytes;
+        Self { world: world.clone(), size_bytes, sector_bytes, is_writable: false }
+    }
+}
+
+impl Disk for ModelDisk {
+    fn name(&self) -> &'static str {
+        "the disk"
+    }
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+    fn sector_bytes(&self) -> u64 {
+        self.sector_bytes
+    }
+    fn make_writable(&mut self) -> io::Result<()> {
+        self.is_writable = true;
+        self.world.borrow_mut().call(Device::Disk, Call::Read, |_, _| Ok(()))
+    }
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.world.borrow_mut().call(Device::Disk, Call::Read, |world, _| {
+            world.disk.cached.read(offset, buffer);
+            Ok(())
+        })
+    }
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        assert!(self.is_writable, "written before it was opened for writing");
+        self.world.borrow_mut().call(Device::Disk, Call::Change, |world, _| {
+            world.disk.write(offset, bytes);
+            Ok(())
+        })
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.world.borrow_mut().call(Device::Disk, Call::Sync, |world, _| {
+            world.disk.flush();
+            Ok(())
+        })
+    }
+    fn forget_cache(&mut self) -> io::Result<()> {
+        self.world.borrow_mut().call(Device::Disk, Call::Read, |world, _| {
+            world.disk.forget();
+            Ok(())
+        })
+    }
+    fn discard(&mut self, _offset: u64, _bytes: u64) -> io::Result<bool> {
+        // What a discard leaves behind is not defined; that nothing is left is the harder case.
+        self.world.borrow_mut().call(Device::Disk, Call::Read, |_, _| Ok(false))
+    }
+    fn partition_in_use(&self, _number: u32) -> io::Result<bool> {
+        self.world.borrow_mut().call(Device::Disk, Call::Read, |_, _| Ok(false))
+    }
+    fn drop_partition(&mut self, _number: u32) -> io::Result<()> {
+        self.world.borrow_mut().call(Device::Disk, Call::Read, |_, _| Ok(()))
+    }
+}

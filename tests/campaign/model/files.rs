@@ -1,0 +1,878 @@
+//! File systems with what they promise, and no more.
+//!
+//! *ext4* (data=ordered): changes of names survive in the order in which they were made, each whole, and
+//! any sync makes all before it durable; content is durable once its file is synced, and before that
+//! may be missing, or be there in part. A journal that cannot be written makes it read-only.
+//!
+//! *FAT*: nothing is ordered and a rename is not one change. A name, the length in its directory entry,
+//! the chain of clusters and the content survive each by itself: a name without a length is an empty
+//! file, a length without a chain cannot be read, and a chain without content is garbage. A sync of the
+//! file brings all of its own; a sync of the directory brings names and chains. A repair
+//! (`fsck.fat -a`) empties what cannot be read and what shares its clusters. An error that the kernel
+//! meets makes it read-only until it is mounted again (`errors=remount-ro`), unless restage mounted it.
+//!
+//! Not modelled: names that are lost although they were synced, sectors torn inside, a full journal.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, Read, Write};
+use std::sync::{Arc, OnceLock};
+
+use restage::format::archive::{Attributes, Kind};
+use restage::platform::directory::{Dir, Directory, Node, NodeKind, OpenFile};
+
+use super::{Call, Device, Shared};
+
+/// What is read where the content was lost.
+const GARBAGE: u8 = 0xf7;
+/// Up to so many unsynced changes, all their subsets are tried.
+const MAX_SUBSETS: usize = 6;
+/// The number of the root.
+const ROOT: u64 = 1;
+
+/// Whose promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavor {
+    /// FAT's.
+    Fat,
+    /// Those of ext4.
+    Ext4,
+}
+
+#[derive(Default)]
+struct Content {
+    bytes: Vec<u8>,
+    digest: OnceLock<u64>,
+}
+
+impl Clone for Content {
+    fn clone(&self) -> Self {
+        Self { bytes: self.bytes.clone(), digest: OnceLock::new() }
+    }
+}
+
+impl Content {
+    fn digest(&self) -> u64 {
+        *self.digest.get_or_init(|| {
+            let mut hasher = DefaultHasher::new();
+            self.bytes.hash(&mut hasher);
+            hasher.finish()
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Slot {
+    number: u64,
+    /// On FAT the length is a part of the directory entry.
+    bytes: usize,
+}
+
+#[derive(Clone, Default)]
+struct File {
+    content: Arc<Content>,
+    /// On FAT: its clusters are linked.
+    is_chained: bool,
+}
+
+#[derive(Clone)]
+enum Item {
+    File(File),
+    Directory(Arc<BTreeMap<OsString, Slot>>),
+}
+
+/// What is on the medium, or what programs see.
+type Tree = BTreeMap<u64, Item>;
+
+#[derive(Clone, Debug)]
+enum Change {
+    /// A name gets another meaning, or none.
+    Name { directory: u64, name: OsString, number: Option<u64>, is_directory: bool },
+    /// FAT: the length in a directory entry.
+    Length { directory: u64, name: OsString, number: u64 },
+    /// FAT: the clusters of a file are linked.
+    Chained { number: u64 },
+    /// FAT: they are free.
+    Freed { number: u64 },
+    /// The content of a file.
+    Content { number: u64 },
+}
+
+#[derive(Clone, Debug)]
+struct Pending {
+    change: Change,
+    /// Changes of one call: on ext4 they survive together.
+    call: u64,
+    is_lost: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Whole,
+    Half,
+}
+
+/// A file system.
+#[derive(Clone)]
+pub struct Files {
+    flavor: Flavor,
+    medium: Tree,
+    seen: Tree,
+    pending: Vec<Pending>,
+    next: u64,
+    calls: u64,
+    is_read_only: bool,
+    /// FAT: an error that the kernel meets makes it read-only. Not so where restage mounts it.
+    pub errors_remount_ro: bool,
+}
+
+/// What is at a path, for assertions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// A file with this content.
+    File(Vec<u8>),
+    /// A file that cannot be read.
+    Unreadable,
+    /// A directory.
+    Directory,
+}
+
+impl Files {
+    /// An empty one.
+    pub fn new(flavor: Flavor) -> Self {
+        let tree = Tree::from([(ROOT, Item::Directory(Arc::default()))]);
+        Self {
+            flavor,
+            medium: tree.clone(),
+            seen: tree,
+            pending: Vec::new(),
+            next: ROOT + 1,
+            calls: 0,
+            is_read_only: false,
+            errors_remount_ro: false,
+        }
+    }
+
+    /// Everything in it, by path.
+    pub fn all(&self) -> BTreeMap<String, Found> {
+        let mut found = BTreeMap::new();
+        self.all_below(ROOT, "", &mut found);
+        found
+    }
+
+    fn all_below(&self, directory: u64, prefix: &str, found: &mut BTreeMap<String, Found>) {
+        for (name, slot) in self.names(directory) {
+            let path = format!("{prefix}{}", name.to_string_lossy());
+            let is = match &self.seen[&slot.number] {
+                Item::Directory(_) => {
+                    self.all_below(slot.number, &format!("{path}/"), found);
+                    Found::Directory
+                }
+                Item::File(file) => match self.content(file, slot) {
+                    Some(bytes) => Found::File(bytes),
+                    None => Found::Unreadable,
+                },
+            };
+            found.insert(path, is);
+        }
+    }
+
+    fn names(&self, directory: u64) -> BTreeMap<OsString, Slot> {
+        names(&self.seen, directory).clone()
+    }
+
+    /// The bytes of a file, as its entry has them; none where the chain is broken.
+    fn content(&self, file: &File, slot: Slot) -> Option<Vec<u8>> {
+        let mut bytes = file.content.bytes.clone();
+        if self.flavor == Flavor::Fat {
+            if slot.bytes > 0 && !file.is_chained {
+                return None;
+            }
+            bytes.resize(slot.bytes, GARBAGE);
+        }
+        Some(bytes)
+    }
+
+    fn is_broken(&self, slot: Slot) -> bool {
+        matches!(&self.seen[&slot.number], Item::File(file)
+            if self.flavor == Flavor::Fat && slot.bytes > 0 && !file.is_chained)
+    }
+
+    pub(super) fn digest(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.digest_below(ROOT, &mut hasher);
+        hasher.finish()
+    }
+
+    fn digest_below(&self, directory: u64, hasher: &mut DefaultHasher) {
+        let names = names(&self.seen, directory);
+        names.len().hash(hasher);
+        for (name, slot) in names {
+            (name, slot.bytes).hash(hasher);
+            match &self.seen[&slot.number] {
+                Item::Directory(_) => self.digest_below(slot.number, hasher),
+                Item::File(file) => (file.is_chained, file.content.digest()).hash(hasher),
+            }
+        }
+    }
+
+    pub(super) fn lose(&mut self) {
+        for pending in &mut self.pending {
+            pending.is_lost = true;
+        }
+        self.is_read_only |= self.flavor == Flavor::Ext4;
+    }
+
+    /// Something was changed: programs see it, and a cut may lose it.
+    fn change(&mut self, changes: Vec<Change>) {
+        self.calls += 1;
+        for change in changes {
+            let (seen, flavor, now) = (&mut self.seen, self.flavor, None);
+            apply(seen, now, flavor, &change, Part::Whole);
+            let is_there = |pending: &Pending| match (&pending.change, &change) {
+                (Change::Content { number: one }, Change::Content { number: other })
+                | (Change::Chained { number: one }, Change::Chained { number: other }) => {
+                    one == other && !pending.is_lost
+                }
+                _ => false,
+            };
+            if !self.pending.iter().any(is_there) {
+                self.pending.push(Pending { change, call: self.calls, is_lost: false });
+            }
+        }
+    }
+
+    /// Makes durable what `which` says.
+    fn settle(&mut self, which: impl Fn(&Change) -> bool) {
+        let (settled, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending)
+            .into_iter()
+            .partition(|pending| !pending.is_lost && which(&pending.change));
+        for pending in settled {
+            let (medium, seen) = (&mut self.medium, Some(&self.seen));
+            apply(medium, seen, self.flavor, &pending.change, Part::Whole);
+        }
+        self.pending = rest;
+        if self.pending.is_empty() {
+            self.medium = self.seen.clone();
+        }
+    }
+
+    fn sync_file(&mut self, number: u64) {
+        let flavor = self.flavor;
+        self.settle(|change| match (flavor, change) {
+            (_, Change::Content { number: this }) => *this == number,
+            (Flavor::Ext4, _) => true,
+            (Flavor::Fat, Change::Name { number: this, .. }) => *this == Some(number),
+            (Flavor::Fat, Change::Length { number: this, .. }) => *this == number,
+            (Flavor::Fat, Change::Chained { .. } | Change::Freed { .. }) => true,
+        });
+    }
+
+    fn sync_directory(&mut self, number: u64) {
+        let flavor = self.flavor;
+        self.settle(|change| match (flavor, change) {
+            (_, Change::Content { .. }) => false,
+            (Flavor::Ext4, _) => true,
+            (Flavor::Fat, Change::Name { directory, .. }) => *directory == number,
+            (Flavor::Fat, Change::Length { .. }) => false,
+            (Flavor::Fat, Change::Chained { .. } | Change::Freed { .. }) => true,
+        });
+    }
+
+    /// What may be on the medium when the power goes, as it is mounted at the next boot.
+    pub(super) fn images(&self) -> Vec<Self> {
+        let mut images = Vec::new();
+        for chosen in self.choices() {
+            let mut tree = self.medium.clone();
+            for (index, part) in chosen {
+                let change = &self.pending[index].change;
+                apply(&mut tree, Some(&self.seen), self.flavor, change, part);
+            }
+            self.mounted(tree, &mut images);
+        }
+        images
+    }
+
+    /// Which changes survive.
+    fn choices(&self) -> Vec<Vec<(usize, Part)>> {
+        let count = self.pending.len();
+        let all = || 0..count;
+        let whole = |indices: Vec<usize>| indices.into_iter().map(|i| (i, Part::Whole)).collect();
+        let mut choices: Vec<Vec<(usize, Part)>> = vec![Vec::new()];
+        if count == 0 {
+            return choices;
+        }
+        let is_content = |i: &usize| matches!(self.pending[*i].change, Change::Content { .. });
+        let contents: Vec<usize> = all().filter(is_content).collect();
+        match self.flavor {
+            Flavor::Ext4 => {
+                let mut calls: Vec<u64> =
+                    all().filter(|i| !is_content(i)).map(|i| self.pending[i].call).collect();
+                calls.dedup();
+                for last in std::iter::once(0).chain(calls) {
+                    let names: Vec<usize> =
+                        all().filter(|i| !is_content(i) && self.pending[*i].call <= last).collect();
+                    for subset in subsets(&contents) {
+                        choices.push(whole([names.clone(), subset].concat()));
+                    }
+                }
+            }
+            Flavor::Fat => {
+                choices.extend(subsets(&all().collect::<Vec<_>>()).into_iter().map(whole));
+            }
+        }
+        for half in contents {
+            let part = |i: usize| if i == half { Part::Half } else { Part::Whole };
+            choices.push(all().map(|i| (i, part(i))).collect());
+        }
+        choices.push(whole(all().collect()));
+        choices
+    }
+
+    /// A tree as it is found by the next boot: as it is, and repaired where it is not sound.
+    fn mounted(&self, mut tree: Tree, images: &mut Vec<Self>) {
+        let reached = reached(&tree);
+        tree.retain(|number, _| reached.contains(number));
+        let image = Self {
+            flavor: self.flavor,
+            medium: tree.clone(),
+            seen: tree,
+            pending: Vec::new(),
+            next: self.next,
+            calls: 0,
+            is_read_only: false,
+            errors_remount_ro: false,
+        };
+        let mut repaired = image.clone();
+        let is_changed = repaired.repair();
+        // The image with everything in it stays the last.
+        if is_changed {
+            images.push(repaired);
+        }
+        images.push(image);
+    }
+
+    fn repair(&mut self) -> bool {
+        let mut is_changed = false;
+        let mut owners = BTreeSet::new();
+        let directories: Vec<u64> = self
+            .seen
+            .iter()
+            .filter(|(_, item)| matches!(item, Item::Directory(_)))
+            .map(|(number, _)| *number)
+            .collect();
+        for directory in directories {
+            for (name, slot) in self.names(directory) {
+                let is_directory = matches!(self.seen[&slot.number], Item::Directory(_));
+                let is_shared = !is_directory && !owners.insert(slot.number);
+                if self.is_broken(slot) || (is_shared && slot.bytes > 0) {
+                    // Its own file again, and empty.
+                    let number = self.next;
+                    self.next += 1;
+                    self.seen.insert(number, Item::File(File::default()));
+                    put(&mut self.seen, directory, &name, Slot { number, bytes: 0 });
+                    is_changed = true;
+                }
+            }
+        }
+        self.medium = self.seen.clone();
+        is_changed
+    }
+}
+
+/// All subsets of few, each alone and each missing of many; not the empty one, nor the whole.
+fn subsets(indices: &[usize]) -> Vec<Vec<usize>> {
+    let count = indices.len();
+    if count <= MAX_SUBSETS {
+        let chosen = |mask: u32| (0..count).filter(move |i| mask & (1 << i) != 0);
+        return (0..1_u32 << count).map(|m| chosen(m).map(|i| indices[i]).collect()).collect();
+    }
+    let mut subsets = Vec::new();
+    for one in indices {
+        subsets.push(vec![*one]);
+        subsets.push(indices.iter().copied().filter(|i| i != one).collect());
+    }
+    subsets
+}
+
+fn names(tree: &Tree, directory: u64) -> &BTreeMap<OsString, Slot> {
+    match &tree[&directory] {
+        Item::Directory(names) => names,
+        Item::File(_) => panic!("{directory} is no directory"),
+    }
+}
+
+fn put(tree: &mut Tree, directory: u64, name: &OsStr, slot: Slot) {
+    if let Some(Item::Directory(names)) = tree.get_mut(&directory) {
+        Arc::make_mut(names).insert(name.to_owned(), slot);
+    }
+}
+
+/// The numbers that have a name.
+fn reached(tree: &Tree) -> BTreeSet<u64> {
+    let mut reached = BTreeSet::from([ROOT]);
+    let mut open = vec![ROOT];
+    while let Some(directory) = open.pop() {
+        for slot in names(tree, directory).values() {
+            reached.insert(slot.number);
+            if matches!(tree[&slot.number], Item::Directory(_)) {
+                open.push(slot.number);
+            }
+        }
+    }
+    reached
+}
+
+/// One change, on a tree; `seen` has the content as programs saw it last.
+fn apply(tree: &mut Tree, seen: Option<&Tree>, flavor: Flavor, change: &Change, part: Part) {
+    let file = |tree: &Tree, number: &u64| match tree.get(number) {
+        Some(Item::File(file)) => Some(file.clone()),
+        _ => None,
+    };
+    match change {
+        Change::Name { directory, name, number: Some(number), is_directory } => {
+            if !tree.contains_key(directory) {
+                return; // its directory was lost
+            }
+            tree.entry(*number).or_insert_with(|| {
+                if *is_directory {
+                    Item::Directory(Arc::default())
+                } else {
+                    Item::File(File::default())
+                }
+            });
+            // On FAT the length comes by itself; programs see the right one at once.
+            let bytes = match (flavor, seen, file(tree, number)) {
+                (Flavor::Fat, None, Some(file)) => file.content.bytes.len(),
+                _ => 0,
+            };
+            put(tree, *directory, name, Slot { number: *number, bytes });
+        }
+        Change::Name { directory, name, number: None, .. } => {
+            if let Some(Item::Directory(names)) = tree.get_mut(directory) {
+                Arc::make_mut(names).remove(name);
+            }
+        }
+        Change::Length { directory, name, number } => {
+            let content = file(seen.unwrap_or(tree), number);
+            let bytes = content.map_or(0, |file| file.content.bytes.len());
+            if let Some(Item::Directory(names)) = tree.get_mut(directory)
+                && let Some(slot) = Arc::make_mut(names).get_mut(name)
+                && slot.number == *number
+            {
+                slot.bytes = bytes;
+            }
+        }
+        Change::Chained { number } | Change::Freed { number } => {
+            if let Some(Item::File(file)) = tree.get_mut(number) {
+                file.is_chained = matches!(change, Change::Chained { .. });
+            }
+        }
+        Change::Content { number } => {
+            let Some(new) = seen.and_then(|seen| file(seen, number)) else { return };
+            if let Some(Item::File(file)) = tree.get_mut(number) {
+                file.content = match part {
+                    Part::Whole => new.content,
+                    Part::Half => {
+                        let mut bytes = file.content.bytes.clone();
+                        bytes.resize(new.content.bytes.len(), GARBAGE);
+                        let half = bytes.len() / 2;
+                        bytes[..half].copy_from_slice(&new.content.bytes[..half]);
+                        Arc::new(Content { bytes, digest: OnceLock::new() })
+                    }
+                };
+            }
+        }
+    }
+}
+
+/// A directory of a run.
+pub struct ModelDirectory {
+    world: Shared,
+    device: Device,
+    number: u64,
+}
+
+/// The root of one of the file systems.
+pub fn root(world: &Shared, device: Device) -> Dir {
+    Box::new(ModelDirectory { world: world.clone(), device, number: ROOT })
+}
+
+fn files(world: &mut super::World, device: Device) -> &mut Files {
+    match device {
+        Device::Esp => &mut world.esp,
+        _ => &mut world.state,
+    }
+}
+
+impl ModelDirectory {
+    fn call<T>(
+        &self,
+        call: Call,
+        effect: impl FnOnce(&mut Files) -> io::Result<T>,
+    ) -> io::Result<T> {
+        self.world.borrow_mut().call(self.device, call, |world, _| {
+            let files = files(world, self.device);
+            if matches!(call, Call::Change | Call::Write) && files.is_read_only {
+                return Err(io::Error::from_raw_os_error(30)); // EROFS
+            }
+            if !files.seen.contains_key(&self.number) {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            effect(files)
+        })
+    }
+
+    fn slot(&self, files: &Files, name: &OsStr) -> Option<Slot> {
+        names(&files.seen, self.number).get(name).copied()
+    }
+
+    fn open(&self, name: &OsStr, number: u64) -> Box<dyn OpenFile> {
+        Box::new(ModelFile {
+            world: self.world.clone(),
+            device: self.device,
+            directory: self.number,
+            name: name.to_owned(),
+            number,
+            position: 0,
+        })
+    }
+
+    fn new_item(&self, name: &OsStr, is_directory: bool) -> io::Result<u64> {
+        self.call(Call::Write, |files| {
+            if self.slot(files, name).is_some() {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            let number = files.next;
+            files.next += 1;
+            let (directory, name) = (self.number, name.to_owned());
+            let number_ = Some(number);
+            files.change(vec![Change::Name { directory, name, number: number_, is_directory }]);
+            Ok(number)
+        })
+    }
+
+    fn node_of(files: &Files, number: u64, bytes: usize) -> Node {
+        let (kind, bytes) = match &files.seen[&number] {
+            Item::Directory(_) => (NodeKind::Directory, 0),
+            Item::File(file) if files.flavor == Flavor::Ext4 => {
+                (NodeKind::File, file.content.bytes.len())
+            }
+            Item::File(_) => (NodeKind::File, bytes),
+        };
+        let mode = if kind == NodeKind::Directory { 0o700 } else { 0o600 };
+        Node {
+            kind,
+            bytes: bytes as u64,
+            number,
+            device: 7,
+            links: 1,
+            mode,
+            owner: 0,
+            group: 0,
+            modified: 1000,
+        }
+    }
+
+    fn remove(&self, name: &OsStr, is_directory: bool) -> io::Result<bool> {
+        self.call(Call::Change, |files| {
+            let Some(slot) = self.slot(files, name) else { return Ok(false) };
+            match (&files.seen[&slot.number], is_directory) {
+                (Item::Directory(inner), true) if inner.is_empty() => {}
+                (Item::File(_), false) => {}
+                _ => return Err(io::Error::other("not empty, or of another kind")),
+            }
+            let was_broken = files.is_broken(slot);
+            let (directory, name) = (self.number, name.to_owned());
+            let mut changes =
+                vec![Change::Name { directory, name, number: None, is_directory: false }];
+            if files.flavor == Flavor::Fat && !is_directory {
+                changes.push(Change::Freed { number: slot.number });
+            }
+            files.change(changes);
+            // The kernel meets the broken chain when it frees the clusters.
+            files.is_read_only |= was_broken && files.errors_remount_ro;
+            Ok(true)
+        })
+    }
+}
+
+impl Directory for ModelDirectory {
+    fn again(&self) -> io::Result<Dir> {
+        let (world, device, number) = (self.world.clone(), self.device, self.number);
+        Ok(Box::new(Self { world, device, number }))
+    }
+    fn node(&self) -> io::Result<Node> {
+        self.call(Call::Read, |files| Ok(Self::node_of(files, self.number, 0)))
+    }
+    fn names(&self) -> io::Result<Vec<OsString>> {
+        self.call(Call::Read, |files| Ok(names(&files.seen, self.number).keys().cloned().collect()))
+    }
+    fn look(&self, name: &OsStr) -> io::Result<Option<Node>> {
+        self.call(Call::Read, |files| {
+            let slot = self.slot(files, name);
+            Ok(slot.map(|slot| Self::node_of(files, slot.number, slot.bytes)))
+        })
+    }
+    fn directory(&self, name: &OsStr) -> io::Result<Option<Dir>> {
+        let (world, device) = (self.world.clone(), self.device);
+        self.call(Call::Read, |files| match self.slot(files, name) {
+            None => Ok(None),
+            Some(Slot { number, .. }) => match files.seen[&number] {
+                Item::Directory(_) => {
+                    Ok(Some(Box::new(Self { world, device, number }) as Box<dyn Directory>))
+                }
+                Item::File(_) => Err(io::Error::from_raw_os_error(20)), // ENOTDIR
+            },
+        })
+    }
+    fn file(&self, name: &OsStr) -> io::Result<Option<Box<dyn OpenFile>>> {
+        let slot = self.call(Call::Read, |files| match self.slot(files, name) {
+            Some(slot) if matches!(files.seen[&slot.number], Item::Directory(_)) => {
+                Err(io::Error::other("not a regular file"))
+            }
+            slot => Ok(slot),
+        })?;
+        Ok(slot.map(|slot| self.open(name, slot.number)))
+    }
+    fn file_to_overwrite(&self, name: &OsStr) -> io::Result<Option<Box<dyn OpenFile>>> {
+        self.file(name)
+    }
+    fn new_file(&self, name: &OsStr) -> io::Result<Box<dyn OpenFile>> {
+        let number = self.new_item(name, false)?;
+        Ok(self.open(name, number))
+    }
+    fn any_file(&self, name: &OsStr) -> io::Result<Box<dyn OpenFile>> {
+        match self.file(name)? {
+            Some(file) => Ok(file),
+            None => self.new_file(name),
+        }
+    }
+    fn new_directory(&self, name: &OsStr) -> io::Result<()> {
+        self.new_item(name, true).map(drop)
+    }
+    fn new_link(&self, _name: &OsStr, _target: &str) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn link_target(&self, _name: &OsStr) -> io::Result<Vec<u8>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn attributes(&self, _name: &OsStr) -> io::Result<Attributes> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn set_attributes(&self, _: &OsStr, _: &Kind, _: &Attributes) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn become_like(&self, _other: &Node) -> io::Result<()> {
+        self.call(Call::Change, |_| Ok(()))
+    }
+    fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        self.call(Call::Change, |files| {
+            let Some(slot) = self.slot(files, from) else {
+                return Err(io::ErrorKind::NotFound.into());
+            };
+            if self.slot(files, to).is_some() {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            let is_directory = matches!(files.seen[&slot.number], Item::Directory(_));
+            let directory = self.number;
+            let name = |name: &OsStr, number| Change::Name {
+                directory,
+                name: name.to_owned(),
+                number,
+                is_directory,
+            };
+            let mut changes = vec![name(to, Some(slot.number))];
+            if files.flavor == Flavor::Fat && !is_directory {
+                let (name, number) = (to.to_owned(), slot.number);
+                changes.push(Change::Length { directory, name, number });
+            }
+            changes.push(name(from, None));
+            files.change(changes);
+            Ok(())
+        })
+    }
+    fn exchange(&self, one: &OsStr, other: &OsStr) -> io::Result<()> {
+        self.call(Call::Change, |files| {
+            let (Some(first), Some(second)) = (self.slot(files, one), self.slot(files, other))
+            else {
+                return Err(io::ErrorKind::NotFound.into());
+            };
+            let directory = self.number;
+            let name = |name: &OsStr, number| Change::Name {
+                directory,
+                name: name.to_owned(),
+                number: Some(number),
+                is_directory: true,
+            };
+            files.change(vec![name(one, second.number), name(other, first.number)]);
+            Ok(())
+        })
+    }
+    fn remove_file(&self, name: &OsStr) -> io::Result<bool> {
+        self.remove(name, false)
+    }
+    fn remove_directory(&self, name: &OsStr) -> io::Result<bool> {
+        self.remove(name, true)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.call(Call::Sync, |files| {
+            files.sync_directory(self.number);
+            Ok(())
+        })
+    }
+    fn sync_file_system(&self) -> io::Result<()> {
+        self.call(Call::Sync, |files| {
+            // On vfat it sends no flush.
+            if files.flavor == Flavor::Ext4 {
+                files.settle(|_| true);
+            }
+            Ok(())
+        })
+    }
+    fn free_bytes(&self) -> io::Result<u64> {
+        self.call(Call::Read, |_| Ok(1 << 30))
+    }
+    fn lock(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+    fn is_mount_point(&self, _name: &OsStr) -> io::Result<bool> {
+        self.call(Call::Read, |_| Ok(false))
+    }
+}
+
+/// An open file of a run.
+struct ModelFile {
+    world: Shared,
+    device: Device,
+    directory: u64,
+    name: OsString,
+    number: u64,
+    position: usize,
+}
+
+impl ModelFile {
+    fn slot(&self, files: &Files) -> Slot {
+        let names = match files.seen.get(&self.directory) {
+            Some(Item::Directory(names)) => names,
+            _ => return Slot { number: self.number, bytes: 0 },
+        };
+        // A name may have changed since; the length is that of the file.
+        let by_name = names.get(&self.name).filter(|slot| slot.number == self.number);
+        let slot = by_name.or_else(|| names.values().find(|slot| slot.number == self.number));
+        slot.copied().unwrap_or(Slot { number: self.number, bytes: 0 })
+    }
+}
+
+impl Read for ModelFile {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let (device, position) = (self.device, self.position);
+        let world = self.world.clone();
+        let read = world.borrow_mut().call(device, Call::Read, |world, _| {
+            let files = files(world, device);
+            let Some(Item::File(file)) = files.seen.get(&self.number) else {
+                return Err(io::ErrorKind::NotFound.into());
+            };
+            let slot = self.slot(files);
+            if files.flavor == Flavor::Fat && slot.bytes > 0 && !file.is_chained {
+                files.is_read_only |= files.errors_remount_ro;
+                return Err(io::Error::from_raw_os_error(5));
+            }
+            let length = match files.flavor {
+                Flavor::Fat => slot.bytes,
+                Flavor::Ext4 => file.content.bytes.len(),
+            };
+            let count = length.saturating_sub(position).min(buffer.len());
+            for (at, byte) in buffer[..count].iter_mut().enumerate() {
+                *byte = file.content.bytes.get(position + at).copied().unwrap_or(GARBAGE);
+            }
+            Ok(count)
+        })?;
+        self.position += read;
+        Ok(read)
+    }
+}
+
+impl Write for ModelFile {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let (device, position, number) = (self.device, self.position, self.number);
+        let world = self.world.clone();
+        let mut world = world.borrow_mut();
+        let slot = self.slot(files(&mut world, device));
+        let length = match &files(&mut world, device).seen.get(&number) {
+            Some(Item::File(file)) => file.content.bytes.len(),
+            _ => 0,
+        };
+        let call = if position + buffer.len() > length { Call::Write } else { Call::Change };
+        if call == Call::Write && position > 0 {
+            world.more_of_the_same();
+        }
+        let written = world.call(device, call, |world, is_short| {
+            let files = files(world, device);
+            if files.is_read_only {
+                return Err(io::Error::from_raw_os_error(30));
+            }
+            if files.flavor == Flavor::Fat && files.is_broken(slot) {
+                files.is_read_only |= files.errors_remount_ro;
+                return Err(io::Error::from_raw_os_error(5));
+            }
+            let count = if is_short { buffer.len().div_ceil(2) } else { buffer.len() };
+            let Some(Item::File(file)) = files.seen.get_mut(&number) else {
+                return Err(io::ErrorKind::NotFound.into());
+            };
+            let content = Arc::make_mut(&mut file.content);
+            content.digest = OnceLock::new();
+            if content.bytes.len() < position + count {
+                content.bytes.resize(position + count, 0);
+            }
+            content.bytes[position..position + count].copy_from_slice(&buffer[..count]);
+            let mut changes = vec![Change::Content { number }];
+            if files.flavor == Flavor::Fat {
+                let is_new = position == 0 && call == Call::Write;
+                if is_new {
+                    let (directory, name) = (self.directory, self.name.clone());
+                    changes.push(Change::Length { directory, name, number });
+                    changes.push(Change::Chained { number });
+                }
+                files.change(changes);
+                // Programs see the length at once.
+                let change =
+                    Change::Length { directory: self.directory, name: self.name.clone(), number };
+                apply(&mut files.seen, None, Flavor::Fat, &change, Part::Whole);
+            } else {
+                files.change(changes);
+            }
+            Ok(count)
+        })?;
+        self.position += written;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl OpenFile for ModelFile {
+    fn length(&self) -> io::Result<u64> {
+        let device = self.device;
+        self.world.borrow_mut().call(device, Call::Read, |world, _| {
+            let files = files(world, device);
+            let Some(Item::File(file)) = files.seen.get(&self.number) else {
+                return Err(io::ErrorKind::NotFound.into());
+            };
+            Ok(match files.flavor {
+                Flavor::Fat => self.slot(files).bytes as u64,
+                Flavor::Ext4 => file.content.bytes.len() as u64,
+            })
+        })
+    }
+    fn sync(&self) -> io::Result<()> {
+        let device = self.device;
+        self.world.borrow_mut().call(device, Call::Sync, |world, _| {
+            files(world, device).sync_file(self.number);
+            Ok(())
+        })
+    }
+}

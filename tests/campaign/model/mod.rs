@@ -1,0 +1,240 @@
+//! The machine, behind the same traits as the real one.
+//!
+//! What a program writes is volatile until it is flushed or synced. [`World::images`] tells what may
+//! be on the media when the power goes: see [`disk`] and [`files`] for what is modelled, and what not.
+
+pub mod disk;
+pub mod files;
+pub mod tpm;
+pub mod volume;
+
+use std::cell::RefCell;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+
+use disk::Sectors;
+use files::Files;
+use volume::Slots;
+
+/// What a fault does to the one call that it meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Fault {
+    /// EIO; nothing has happened. What a failed sync should have made durable is never made so by a
+    /// later one: the kernel reports such an error once.
+    Error,
+    /// EIO, and it has happened all the same.
+    ErrorAfter,
+    /// ENOSPC; nothing has happened. Only for calls that take space.
+    NoSpace,
+    /// Half of the bytes are written, and the call says so. Only for writes to files.
+    Short,
+    /// The device is gone until the next boot.
+    Vanish,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Error, Self::ErrorAfter, Self::NoSpace, Self::Short, Self::Vanish];
+}
+
+/// What a call does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// Nothing.
+    Read,
+    /// It changes something, and takes no space.
+    Change,
+    /// It writes where there may be no space.
+    Write,
+    /// It makes durable.
+    Sync,
+}
+
+/// A device of the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// The disk, as a whole.
+    Disk,
+    /// The file system of the ESP.
+    Esp,
+    /// The state file system.
+    State,
+    /// The TPM.
+    Tpm,
+    /// The key slots of a volume.
+    Slots,
+}
+
+/// All that there is. Cheap to copy.
+#[derive(Clone)]
+pub struct World {
+    /// The disk.
+    pub disk: Sectors,
+    /// The ESP.
+    pub esp: Files,
+    /// The state file system.
+    pub state: Files,
+    /// The seed of the TPM's owner hierarchy: another one after each clear.
+    pub tpm_seed: u32,
+    /// The key slots of root and swap.
+    pub slots: [Slots; 2],
+    /// Calls of this run so far.
+    pub calls: usize,
+    /// The call that meets a fault.
+    pub fault: Option<(usize, Fault)>,
+    /// Whether the fault has met a call to which it applies.
+    pub has_faulted: bool,
+    gone: Option<Device>,
+    tracing: Option<Trace>,
+}
+
+/// The machine right after a call that changed something.
+#[derive(Clone)]
+pub struct Boundary {
+    /// Which step of the operation it was in.
+    pub step: u8,
+    /// How it was.
+    pub world: World,
+}
+
+/// The changes of a run.
+pub type Trace = Arc<Mutex<Vec<Boundary>>>;
+
+/// The machine, as the parts of one run share it.
+pub type Shared = Rc<RefCell<World>>;
+
+impl World {
+    /// A machine at rest.
+    pub fn new(disk: Sectors, esp: Files, state: Files, slots: [Slots; 2]) -> Self {
+        Self {
+            disk,
+            esp,
+            state,
+            tpm_seed: 1,
+            slots,
+            calls: 0,
+            fault: None,
+            has_faulted: false,
+            gone: None,
+            tracing: None,
+        }
+    }
+
+    /// Begins a run of its own.
+    pub fn share(&self) -> Shared {
+        Rc::new(RefCell::new(self.clone()))
+    }
+
+    /// From here on every change is remembered.
+    pub fn trace(&mut self) -> Trace {
+        let trace = Trace::default();
+        self.tracing = Some(trace.clone());
+        trace
+    }
+
+    /// The next call goes on with what the last one did: a boundary between them tells nothing.
+    pub fn more_of_the_same(&mut self) {
+        if let Some(tracing) = &self.tracing {
+            tracing.lock().unwrap().pop();
+        }
+    }
+
+    /// One call: counted, made to fail, remembered.
+    pub fn call<T>(
+        &mut self,
+        device: Device,
+        call: Call,
+        effect: impl FnOnce(&mut Self, bool) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let this = self.calls;
+        self.calls += 1;
+        if self.gone == Some(device) {
+            return Err(io::Error::from_raw_os_error(19)); // ENODEV
+        }
+        let fault = self.fault.filter(|(at, _)| *at == this).map(|(_, fault)| fault);
+        let applies = match fault {
+            Some(Fault::NoSpace | Fault::Short) => call == Call::Write,
+            Some(Fault::ErrorAfter) => call != Call::Read,
+            Some(Fault::Error | Fault::Vanish) => true,
+            None => false,
+        };
+        self.has_faulted |= applies;
+        let error = || Err(io::Error::from_raw_os_error(5)); // EIO
+        let result = match fault.filter(|_| applies) {
+            None => effect(self, false),
+            Some(Fault::Short) => effect(self, true),
+            Some(Fault::NoSpace) => return Err(io::Error::from_raw_os_error(28)),
+            Some(Fault::Vanish) => {
+                self.gone = Some(device);
+                return Err(io::Error::from_raw_os_error(19));
+            }
+            Some(Fault::ErrorAfter) => effect(self, false).and_then(|_| error()),
+            Some(Fault::Error) => {
+                if call == Call::Sync {
+                    match device {
+                        Device::Disk => self.disk.lose(),
+                        Device::Esp => self.esp.lose(),
+                        Device::State => self.state.lose(),
+                        Device::Tpm | Device::Slots => {}
+                    }
+                }
+                error()
+            }
+        };
+        if call != Call::Read
+            && let Some(tracing) = &self.tracing
+        {
+            let world = Self { tracing: None, ..self.clone() };
+            tracing.lock().unwrap().push(Boundary { step: crate::steps::now(), world });
+        }
+        result
+    }
+
+    /// What may be on the media if the power goes now: each a machine at rest, before its next boot.
+    pub fn images(&self) -> Vec<World> {
+        let (disks, esps, states) = (self.disk.images(), self.esp.images(), self.state.images());
+        let mut images = Vec::new();
+        let mut add = |disk: &Sectors, esp: &Files, state: &Files| {
+            let (disk, esp, state) = (disk.clone(), esp.clone(), state.clone());
+            let mut world = Self::new(disk, esp, state, self.slots);
+            world.tpm_seed = self.tpm_seed;
+            images.push(world);
+        };
+        // The first of each is that nothing unsynced has survived, the last that all of it has.
+        let ends = |count: usize| if count == 1 { vec![0] } else { vec![0, count - 1] };
+        for (d, disk) in disks.iter().enumerate() {
+            for (e, esp) in esps.iter().enumerate() {
+                for (s, state) in states.iter().enumerate() {
+                    let is_end = [
+                        ends(disks.len()).contains(&d),
+                        ends(esps.len()).contains(&e),
+                        ends(states.len()).contains(&s),
+                    ];
+                    if is_end.iter().filter(|end| !**end).count() <= 1 {
+                        add(disk, esp, state);
+                    }
+                }
+            }
+        }
+        images
+    }
+
+    /// The machine after it was switched off in order: everything has survived.
+    pub fn settled(&self) -> World {
+        let mut images = self.images();
+        images.pop().unwrap_or_else(|| self.clone())
+    }
+
+    /// What tells it from every other machine at rest.
+    pub fn digest(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.disk.digest().hash(&mut hasher);
+        self.esp.digest().hash(&mut hasher);
+        self.state.digest().hash(&mut hasher);
+        (self.tpm_seed, self.slots).hash(&mut hasher);
+        hasher.finish()
+    }
+}
