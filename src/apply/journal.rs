@@ -410,7 +410,9 @@ pub fn mend<C: Commit>(store: &mut dyn Store, found: Found, now: u64) -> Result<
         if !has("RPT") || read_report(store, &name).is_some() {
             continue;
         }
-        if has("JNL") && Journal::<C>::load(store, stem).is_ok() {
+        if has("JNL") {
+            // Whatever came of it, the journal has to say.
+            Journal::<C>::load(store, stem)?;
             log::warn!("{name} is no report: it is written again");
             store.remove(&name).doing(what)?;
             is_changed = true;
@@ -471,13 +473,15 @@ pub fn clear_away(store: &mut dyn Store, stem: &str) -> Result<()> {
     let what = || format!("cannot remove what is left of {stem}");
     // The request first: it is the one that could be taken for a wish.
     store.remove(&format!("{stem}.REQ")).doing(what)?;
-    for name in store.names().doing(what)? {
+    let names = store.names().doing(what)?;
+    let is_reported = names.contains(&format!("{stem}.RPT"));
+    for name in names {
         let Some(extension) = name.strip_prefix(stem).and_then(|rest| rest.strip_prefix('.'))
         else {
             continue;
         };
         match extension {
-            "RPT" | "LOG" | "BAD" => {}
+            "RPT" | "LOG" | "BAD" if is_reported => {}
             "SED" | "TAR" | "ARC" | "TMP" => store.shred(&name).doing(what)?,
             _ => store.remove(&name).doing(what)?,
         }

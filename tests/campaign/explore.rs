@@ -1,6 +1,6 @@
 //! From an operation to all its interruptions, each followed to its end.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Mutex;
@@ -94,6 +94,8 @@ pub struct Reach {
     pub second: u64,
     /// Of those in a resume's resume, one in so many of the followed.
     pub third: u64,
+    /// Of the calls of a resume, one in so many meets each fault.
+    pub faults: u64,
     /// Give up after so many violations.
     pub violations: usize,
 }
@@ -110,6 +112,21 @@ pub struct Figures {
 }
 
 impl Figures {
+    /// Runs that were interrupted so often.
+    pub fn at_depth(&self, wanted: usize) -> usize {
+        let at = self.by_step.iter().filter(|((_, depth), _)| *depth == wanted);
+        at.map(|(_, runs)| runs).sum()
+    }
+
+    /// Each step, and how many runs were interrupted in it last.
+    pub fn steps(&self) -> impl Iterator<Item = (u8, usize)> {
+        let mut steps = BTreeMap::new();
+        for ((step, _), runs) in &self.by_step {
+            *steps.entry(*step).or_default() += *runs;
+        }
+        steps.into_iter()
+    }
+
     /// All distinct interrupted runs.
     pub fn runs(&self) -> usize {
         self.by_step.values().sum()
@@ -119,11 +136,18 @@ impl Figures {
 struct Search<'a> {
     case: &'a dyn Case,
     reach: Reach,
-    seen: Vec<Mutex<HashSet<u64>>>,
+    seen: Vec<Mutex<HashMap<u64, usize>>>,
     figures: Mutex<Figures>,
 }
 
 const SHARDS: usize = 64;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    New,
+    Farther,
+    Before,
+}
 
 #[derive(Clone)]
 struct Item {
@@ -156,7 +180,7 @@ pub fn explore(case: &dyn Case, reach: Reach, threads: usize) -> Figures {
                     match changes.get(index) {
                         Some(change) => {
                             for item in images(&[], index, change.0, &change.1) {
-                                search.follow(item);
+                                search.follow(&item);
                             }
                         }
                         None => search.faults(index - changes.len()),
@@ -246,8 +270,9 @@ impl Search<'_> {
         self.figures.lock().unwrap().violations.len() >= self.reach.violations
     }
 
-    /// Whether this interrupted run is a new one.
-    fn is_new(&self, item: &Item, digest: u64) -> bool {
+    /// Whether this interrupted run is a new one, or was only seen farther from the start, where less of
+    /// it is followed: so what is followed does not depend on which thread is faster.
+    fn look(&self, item: &Item, digest: u64) -> Seen {
         let fault = match item.path.last() {
             Some(Cut::Fault { fault, .. }) => Some(*fault),
             _ => None,
@@ -256,7 +281,20 @@ impl Search<'_> {
         (digest, item.step, fault).hash(&mut hasher);
         let key = hasher.finish();
         let shard = usize::try_from(key % SHARDS as u64).unwrap();
-        self.seen[shard].lock().unwrap().insert(key)
+        let depth = item.path.len();
+        let mut seen = self.seen[shard].lock().unwrap();
+        let nearest = seen.entry(key).or_insert(usize::MAX);
+        match *nearest {
+            usize::MAX => {
+                *nearest = depth;
+                Seen::New
+            }
+            before if before > depth => {
+                *nearest = depth;
+                Seen::Farther
+            }
+            _ => Seen::Before,
+        }
     }
 
     /// One call of the operation, with every fault that can meet it.
@@ -266,7 +304,6 @@ impl Search<'_> {
             world.borrow_mut().fault = Some((call, fault));
             steps::begin();
             self.case.run(&world);
-            let step = steps::now();
             let world = world.borrow();
             if !world.has_faulted {
                 continue;
@@ -274,26 +311,55 @@ impl Search<'_> {
             for in_order in [true, false] {
                 let image = if in_order { world.settled() } else { world.images().remove(0) };
                 let path = vec![Cut::Fault { call, fault, in_order }];
-                self.follow(Item { path, step, image });
+                self.follow(&Item { path, step: world.faulted_in, image });
+            }
+        }
+    }
+
+    /// The same in the first boot of a resume, for some of its calls.
+    fn faults_in_resume(&self, item: &Item, digest: u64, calls: usize) {
+        for call in 0..calls {
+            let mut hasher = DefaultHasher::new();
+            (digest, call).hash(&mut hasher);
+            if !hasher.finish().is_multiple_of(self.reach.faults) {
+                continue;
+            }
+            for fault in Fault::ALL {
+                let world = item.image.share();
+                world.borrow_mut().fault = Some((call, fault));
+                steps::begin();
+                // Its further boots are another way; here the first is followed by a cut.
+                let _ = self.case.recover(&world);
+                let world = world.borrow();
+                if !world.has_faulted {
+                    continue;
+                }
+                for in_order in [true, false] {
+                    let image = if in_order { world.settled() } else { world.images().remove(0) };
+                    let cut = Cut::Fault { call, fault, in_order };
+                    let path = [item.path.as_slice(), &[cut]].concat();
+                    self.follow(&Item { path, step: world.faulted_in, image });
+                }
             }
         }
     }
 
     /// Follows an interrupted run to its end, and interrupts the resume.
-    fn follow(&self, item: Item) {
+    fn follow(&self, item: &Item) {
         let digest = item.image.digest();
-        if !self.is_new(&item, digest) {
+        let seen = self.look(item, digest);
+        let depth = item.path.len();
+        if seen == Seen::Before {
             return;
         }
-        let depth = item.path.len();
-        {
+        if seen == Seen::New {
             let mut figures = self.figures.lock().unwrap();
             *figures.by_step.entry((item.step, depth)).or_default() += 1;
             figures.faults += usize::from(had_fault(&item.path));
         }
         let is_followed = match depth {
-            1 => digest % self.reach.second == 0,
-            2 => digest / self.reach.second % self.reach.third == 0,
+            1 => digest.is_multiple_of(self.reach.second),
+            2 => (digest / self.reach.second).is_multiple_of(self.reach.third),
             _ => false,
         };
         let world = item.image.share();
@@ -311,12 +377,15 @@ impl Search<'_> {
             return;
         }
         let Some(trace) = trace else { return };
+        if depth == 1 {
+            self.faults_in_resume(item, digest, world.borrow().calls);
+        }
         for (change, boundary) in trace.lock().unwrap().iter().enumerate() {
             for next in images(&item.path, change, boundary.step, &boundary.world) {
                 if self.is_enough() {
                     return;
                 }
-                self.follow(next);
+                self.follow(&next);
             }
         }
     }

@@ -123,13 +123,11 @@ pub fn remove_new(
         Some(Some(slots)) => slots.clone(),
         // A system has run with them, and may have changed what they would be found by.
         Some(None) if journal.progress.hand_overs > 0 => {
-            match journal.read_added_slots(machine.store.as_ref(), number)? {
-                Some(slots) => slots,
-                None => {
-                    let why = "the record of the added key slots is damaged: they stay";
-                    return Ok(Ended::PassedOver(why.to_owned()));
-                }
-            }
+            let Some(slots) = journal.read_added_slots(machine.store.as_ref(), number)? else {
+                let why = "the record of the added key slots is damaged: they stay";
+                return Ok(Ended::PassedOver(why.to_owned()));
+            };
+            slots
         }
         Some(None) | None => {
             let what = || "cannot find the restored state".to_owned();

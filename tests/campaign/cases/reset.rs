@@ -230,8 +230,11 @@ impl Lab {
         if others(&end.esp) != wanted {
             return Err(format!("the ESP holds {:?}", others(&end.esp).keys()));
         }
-        let left = names.iter().filter(|name| !name.ends_with(".RPT") && !name.ends_with(".LOG"));
-        let left: Vec<_> = left.filter(|name| !name.ends_with(".BAD")).collect();
+        let stays = |name: &&String| {
+            let extension = name.split_once('.').map(|(_, extension)| extension);
+            !matches!(extension, Some("RPT" | "LOG" | "BAD"))
+        };
+        let left: Vec<_> = names.iter().filter(stays).collect();
         if !left.is_empty() {
             return Err(format!("left on the ESP: {left:?}"));
         }

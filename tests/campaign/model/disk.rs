@@ -1,8 +1,8 @@
 //! A disk with a volatile write cache.
 //!
 //! Modelled: between two flushes any in-order prefix of the writes may have reached the medium, the
-//! last of them torn at any 512 bytes; and any subset of at most eight whole writes, or of more each
-//! alone and each missing. Reads come from the cache until it is forgotten. Not modelled: sectors that
+//! last of them torn at any 512 bytes; any subset of at most eight whole writes, or of more each alone
+//! and each missing; and a number of random subsets of their sectors. Reads come from the cache until it is forgotten. Not modelled: sectors that
 //! are torn inside, or that lie.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -26,10 +26,10 @@ struct Chunk {
 }
 
 impl Chunk {
-    fn new(bytes: [u8; CHUNK]) -> Arc<Self> {
+    fn new(bytes: &[u8; CHUNK]) -> Arc<Self> {
         let mut hasher = DefaultHasher::new();
         bytes.hash(&mut hasher);
-        Arc::new(Self { bytes, digest: hasher.finish() })
+        Arc::new(Self { bytes: *bytes, digest: hasher.finish() })
     }
 }
 
@@ -48,7 +48,7 @@ impl Medium {
             if chunk.bytes[at % CHUNK..][..length] != *now {
                 let mut bytes = chunk.bytes;
                 bytes[at % CHUNK..][..length].copy_from_slice(now);
-                *chunk = Chunk::new(bytes);
+                *chunk = Chunk::new(&bytes);
             }
             at += length;
             rest = later;
@@ -188,8 +188,30 @@ impl Sectors {
                 add(&others);
             }
         }
+        // The image with everything in it stays the last.
         add(&(0..count).map(whole).collect::<Vec<_>>());
+        let all = images.pop();
+        images.extend((0..super::scatter()).map(|number| self.scattered(number)));
+        images.extend(all);
         images
+    }
+
+    /// Any sectors of what is unflushed, as a disk with a cache of its own may choose them: which, is
+    /// the same for the same writes.
+    fn scattered(&self, number: u64) -> Self {
+        let mut medium = self.medium.clone();
+        for written in &self.pending {
+            for (index, atom) in written.bytes.chunks(ATOM).enumerate() {
+                let offset = written.offset + (index * ATOM) as u64;
+                let mut hasher = DefaultHasher::new();
+                (number, offset, self.pending.len(), written.bytes.len()).hash(&mut hasher);
+                if hasher.finish().is_multiple_of(2) {
+                    medium.write(offset, atom);
+                }
+            }
+        }
+        let sector_bytes = self.sector_bytes;
+        Self { cached: medium.clone(), medium, pending: Vec::new(), sector_bytes }
     }
 }
 

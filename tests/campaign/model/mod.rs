@@ -12,11 +12,24 @@ use std::cell::RefCell;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use disk::Sectors;
 use files::Files;
 use volume::Slots;
+
+static SCATTER: AtomicU64 = AtomicU64::new(0);
+
+/// How many random subsets of unflushed sectors are tried at each change.
+pub fn scatter() -> u64 {
+    SCATTER.load(Ordering::Relaxed)
+}
+
+/// Chooses how many. Before the first run.
+pub fn set_scatter(subsets: u64) {
+    SCATTER.store(subsets, Ordering::Relaxed);
+}
 
 /// What a fault does to the one call that it meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -87,6 +100,8 @@ pub struct World {
     pub fault: Option<(usize, Fault)>,
     /// Whether the fault has met a call to which it applies.
     pub has_faulted: bool,
+    /// The step in which it did.
+    pub faulted_in: u8,
     gone: Option<Device>,
     tracing: Option<Trace>,
 }
@@ -118,6 +133,7 @@ impl World {
             calls: 0,
             fault: None,
             has_faulted: false,
+            faulted_in: 0,
             gone: None,
             tracing: None,
         }
@@ -161,7 +177,10 @@ impl World {
             Some(Fault::Error | Fault::Vanish) => true,
             None => false,
         };
-        self.has_faulted |= applies;
+        if applies {
+            self.has_faulted = true;
+            self.faulted_in = crate::steps::now();
+        }
         let error = || Err(io::Error::from_raw_os_error(5)); // EIO
         let result = match fault.filter(|_| applies) {
             None => effect(self, false),

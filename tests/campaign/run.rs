@@ -31,14 +31,26 @@ struct Arguments {
     #[arg(long, default_value_t = 1)]
     second: u64,
     /// One in so many of those once more.
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, default_value_t = 20)]
     third: u64,
+    /// One in so many calls of a resume meets each fault.
+    #[arg(long, default_value_t = 20)]
+    faults: u64,
+    /// So many random subsets of unflushed sectors at each change. A replay needs the same number.
+    #[arg(long, default_value_t = 8)]
+    scatter: u64,
     /// At least so many distinct interrupted runs, or it has failed.
     #[arg(long, default_value_t = 0)]
     at_least: usize,
+    /// At least so many of them in each step of each case, or it has failed.
+    #[arg(long, default_value_t = 0)]
+    each: usize,
     /// Stop after so many violations.
     #[arg(long, default_value_t = 20)]
     violations: usize,
+    /// Work with so many threads; as many as there are processors unless told otherwise.
+    #[arg(long)]
+    threads: Option<usize>,
     /// Go one way again: CASE:c12.3/c4.0, as a violation names it.
     #[arg(long)]
     replay: Option<String>,
@@ -47,6 +59,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     steps::listen();
+    model::set_scatter(arguments.scatter);
     let cases = cases::all();
     if let Some(path) = &arguments.replay {
         return match replay(&cases, path) {
@@ -63,9 +76,11 @@ fn main() -> ExitCode {
     let reach = Reach {
         second: arguments.second,
         third: arguments.third,
+        faults: arguments.faults,
         violations: arguments.violations,
     };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let all = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = arguments.threads.unwrap_or(all);
     let (mut total, mut failed) = (0, false);
     for case in cases {
         if !arguments.cases.is_empty() && !arguments.cases.iter().any(|name| name == case.name()) {
@@ -75,17 +90,23 @@ fn main() -> ExitCode {
         let figures = explore::explore(case.as_ref(), reach, threads);
         total += figures.runs();
         println!(
-            "{:20} {:8} interrupted runs, {:6} of them with a fault, {:3} s",
+            "{:17} {:7} interrupted runs, {:6} with a fault, {:6} twice, {:6} three times; {:3} s",
             case.name(),
             figures.runs(),
             figures.faults,
+            figures.at_depth(2),
+            figures.at_depth(3),
             begin.elapsed().as_secs()
         );
-        for step in
-            figures.by_step.keys().map(|(step, _)| *step).collect::<std::collections::BTreeSet<_>>()
-        {
-            let at = |depth| figures.by_step.get(&(step, depth)).copied().unwrap_or(0);
-            println!("    step {step}: {} + {} + {}", at(1), at(2), at(3));
+        let steps: Vec<String> =
+            figures.steps().map(|(step, runs)| format!("{step}: {runs}")).collect();
+        println!("    by step: {}", steps.join(", "));
+        if let Some((step, runs)) = figures.steps().find(|(_, runs)| *runs < arguments.each) {
+            println!(
+                "step {step} has {runs}, fewer than the {} that there must be",
+                arguments.each
+            );
+            failed = true;
         }
         for violation in &figures.violations {
             failed = true;

@@ -13,16 +13,14 @@
 //!
 //! Not modelled: names that are lost although they were synced, sectors torn inside, a full journal.
 
+mod handles;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{self, Read, Write};
 use std::sync::{Arc, OnceLock};
 
-use restage::format::archive::{Attributes, Kind};
-use restage::platform::directory::{Dir, Directory, Node, NodeKind, OpenFile};
-
-use super::{Call, Device, Shared};
+pub use handles::root;
 
 /// What is read where the content was lost.
 const GARBAGE: u8 = 0xf7;
@@ -202,6 +200,9 @@ impl Files {
     pub(super) fn digest(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.digest_below(ROOT, &mut hasher);
+        // On ext4 restage knows directories by their numbers.
+        let next = (self.flavor == Flavor::Ext4).then_some(self.next);
+        next.hash(&mut hasher);
         hasher.finish()
     }
 
@@ -211,7 +212,11 @@ impl Files {
         for (name, slot) in names {
             (name, slot.bytes).hash(hasher);
             match &self.seen[&slot.number] {
-                Item::Directory(_) => self.digest_below(slot.number, hasher),
+                Item::Directory(_) => {
+                    let number = (self.flavor == Flavor::Ext4).then_some(slot.number);
+                    number.hash(hasher);
+                    self.digest_below(slot.number, hasher);
+                }
                 Item::File(file) => (file.is_chained, file.content.digest()).hash(hasher),
             }
         }
@@ -260,23 +265,21 @@ impl Files {
 
     fn sync_file(&mut self, number: u64) {
         let flavor = self.flavor;
-        self.settle(|change| match (flavor, change) {
-            (_, Change::Content { number: this }) => *this == number,
-            (Flavor::Ext4, _) => true,
-            (Flavor::Fat, Change::Name { number: this, .. }) => *this == Some(number),
-            (Flavor::Fat, Change::Length { number: this, .. }) => *this == number,
-            (Flavor::Fat, Change::Chained { .. } | Change::Freed { .. }) => true,
+        self.settle(|change| match change {
+            Change::Content { number: this } => *this == number,
+            Change::Name { number: this, .. } => flavor == Flavor::Ext4 || *this == Some(number),
+            Change::Length { number: this, .. } => flavor == Flavor::Ext4 || *this == number,
+            Change::Chained { .. } | Change::Freed { .. } => true,
         });
     }
 
     fn sync_directory(&mut self, number: u64) {
         let flavor = self.flavor;
-        self.settle(|change| match (flavor, change) {
-            (_, Change::Content { .. }) => false,
-            (Flavor::Ext4, _) => true,
-            (Flavor::Fat, Change::Name { directory, .. }) => *directory == number,
-            (Flavor::Fat, Change::Length { .. }) => false,
-            (Flavor::Fat, Change::Chained { .. } | Change::Freed { .. }) => true,
+        self.settle(|change| match change {
+            Change::Content { .. } => false,
+            Change::Name { directory, .. } => flavor == Flavor::Ext4 || *directory == number,
+            Change::Length { .. } => flavor == Flavor::Ext4,
+            Change::Chained { .. } | Change::Freed { .. } => true,
         });
     }
 
@@ -484,395 +487,5 @@ fn apply(tree: &mut Tree, seen: Option<&Tree>, flavor: Flavor, change: &Change, 
                 };
             }
         }
-    }
-}
-
-/// A directory of a run.
-pub struct ModelDirectory {
-    world: Shared,
-    device: Device,
-    number: u64,
-}
-
-/// The root of one of the file systems.
-pub fn root(world: &Shared, device: Device) -> Dir {
-    Box::new(ModelDirectory { world: world.clone(), device, number: ROOT })
-}
-
-fn files(world: &mut super::World, device: Device) -> &mut Files {
-    match device {
-        Device::Esp => &mut world.esp,
-        _ => &mut world.state,
-    }
-}
-
-impl ModelDirectory {
-    fn call<T>(
-        &self,
-        call: Call,
-        effect: impl FnOnce(&mut Files) -> io::Result<T>,
-    ) -> io::Result<T> {
-        self.world.borrow_mut().call(self.device, call, |world, _| {
-            let files = files(world, self.device);
-            if matches!(call, Call::Change | Call::Write) && files.is_read_only {
-                return Err(io::Error::from_raw_os_error(30)); // EROFS
-            }
-            if !files.seen.contains_key(&self.number) {
-                return Err(io::ErrorKind::NotFound.into());
-            }
-            effect(files)
-        })
-    }
-
-    fn slot(&self, files: &Files, name: &OsStr) -> Option<Slot> {
-        names(&files.seen, self.number).get(name).copied()
-    }
-
-    fn open(&self, name: &OsStr, number: u64) -> Box<dyn OpenFile> {
-        Box::new(ModelFile {
-            world: self.world.clone(),
-            device: self.device,
-            directory: self.number,
-            name: name.to_owned(),
-            number,
-            position: 0,
-        })
-    }
-
-    fn new_item(&self, name: &OsStr, is_directory: bool) -> io::Result<u64> {
-        self.call(Call::Write, |files| {
-            if self.slot(files, name).is_some() {
-                return Err(io::ErrorKind::AlreadyExists.into());
-            }
-            let number = files.next;
-            files.next += 1;
-            let (directory, name) = (self.number, name.to_owned());
-            let number_ = Some(number);
-            files.change(vec![Change::Name { directory, name, number: number_, is_directory }]);
-            Ok(number)
-        })
-    }
-
-    fn node_of(files: &Files, number: u64, bytes: usize) -> Node {
-        let (kind, bytes) = match &files.seen[&number] {
-            Item::Directory(_) => (NodeKind::Directory, 0),
-            Item::File(file) if files.flavor == Flavor::Ext4 => {
-                (NodeKind::File, file.content.bytes.len())
-            }
-            Item::File(_) => (NodeKind::File, bytes),
-        };
-        let mode = if kind == NodeKind::Directory { 0o700 } else { 0o600 };
-        Node {
-            kind,
-            bytes: bytes as u64,
-            number,
-            device: 7,
-            links: 1,
-            mode,
-            owner: 0,
-            group: 0,
-            modified: 1000,
-        }
-    }
-
-    fn remove(&self, name: &OsStr, is_directory: bool) -> io::Result<bool> {
-        self.call(Call::Change, |files| {
-            let Some(slot) = self.slot(files, name) else { return Ok(false) };
-            match (&files.seen[&slot.number], is_directory) {
-                (Item::Directory(inner), true) if inner.is_empty() => {}
-                (Item::File(_), false) => {}
-                _ => return Err(io::Error::other("not empty, or of another kind")),
-            }
-            let was_broken = files.is_broken(slot);
-            let (directory, name) = (self.number, name.to_owned());
-            let mut changes =
-                vec![Change::Name { directory, name, number: None, is_directory: false }];
-            if files.flavor == Flavor::Fat && !is_directory {
-                changes.push(Change::Freed { number: slot.number });
-            }
-            files.change(changes);
-            // The kernel meets the broken chain when it frees the clusters.
-            files.is_read_only |= was_broken && files.errors_remount_ro;
-            Ok(true)
-        })
-    }
-}
-
-impl Directory for ModelDirectory {
-    fn again(&self) -> io::Result<Dir> {
-        let (world, device, number) = (self.world.clone(), self.device, self.number);
-        Ok(Box::new(Self { world, device, number }))
-    }
-    fn node(&self) -> io::Result<Node> {
-        self.call(Call::Read, |files| Ok(Self::node_of(files, self.number, 0)))
-    }
-    fn names(&self) -> io::Result<Vec<OsString>> {
-        self.call(Call::Read, |files| Ok(names(&files.seen, self.number).keys().cloned().collect()))
-    }
-    fn look(&self, name: &OsStr) -> io::Result<Option<Node>> {
-        self.call(Call::Read, |files| {
-            let slot = self.slot(files, name);
-            Ok(slot.map(|slot| Self::node_of(files, slot.number, slot.bytes)))
-        })
-    }
-    fn directory(&self, name: &OsStr) -> io::Result<Option<Dir>> {
-        let (world, device) = (self.world.clone(), self.device);
-        self.call(Call::Read, |files| match self.slot(files, name) {
-            None => Ok(None),
-            Some(Slot { number, .. }) => match files.seen[&number] {
-                Item::Directory(_) => {
-                    Ok(Some(Box::new(Self { world, device, number }) as Box<dyn Directory>))
-                }
-                Item::File(_) => Err(io::Error::from_raw_os_error(20)), // ENOTDIR
-            },
-        })
-    }
-    fn file(&self, name: &OsStr) -> io::Result<Option<Box<dyn OpenFile>>> {
-        let slot = self.call(Call::Read, |files| match self.slot(files, name) {
-            Some(slot) if matches!(files.seen[&slot.number], Item::Directory(_)) => {
-                Err(io::Error::other("not a regular file"))
-            }
-            slot => Ok(slot),
-        })?;
-        Ok(slot.map(|slot| self.open(name, slot.number)))
-    }
-    fn file_to_overwrite(&self, name: &OsStr) -> io::Result<Option<Box<dyn OpenFile>>> {
-        self.file(name)
-    }
-    fn new_file(&self, name: &OsStr) -> io::Result<Box<dyn OpenFile>> {
-        let number = self.new_item(name, false)?;
-        Ok(self.open(name, number))
-    }
-    fn any_file(&self, name: &OsStr) -> io::Result<Box<dyn OpenFile>> {
-        match self.file(name)? {
-            Some(file) => Ok(file),
-            None => self.new_file(name),
-        }
-    }
-    fn new_directory(&self, name: &OsStr) -> io::Result<()> {
-        self.new_item(name, true).map(drop)
-    }
-    fn new_link(&self, _name: &OsStr, _target: &str) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-    fn link_target(&self, _name: &OsStr) -> io::Result<Vec<u8>> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-    fn attributes(&self, _name: &OsStr) -> io::Result<Attributes> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-    fn set_attributes(&self, _: &OsStr, _: &Kind, _: &Attributes) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-    fn become_like(&self, _other: &Node) -> io::Result<()> {
-        self.call(Call::Change, |_| Ok(()))
-    }
-    fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
-        self.call(Call::Change, |files| {
-            let Some(slot) = self.slot(files, from) else {
-                return Err(io::ErrorKind::NotFound.into());
-            };
-            if self.slot(files, to).is_some() {
-                return Err(io::ErrorKind::AlreadyExists.into());
-            }
-            let is_directory = matches!(files.seen[&slot.number], Item::Directory(_));
-            let directory = self.number;
-            let name = |name: &OsStr, number| Change::Name {
-                directory,
-                name: name.to_owned(),
-                number,
-                is_directory,
-            };
-            let mut changes = vec![name(to, Some(slot.number))];
-            if files.flavor == Flavor::Fat && !is_directory {
-                let (name, number) = (to.to_owned(), slot.number);
-                changes.push(Change::Length { directory, name, number });
-            }
-            changes.push(name(from, None));
-            files.change(changes);
-            Ok(())
-        })
-    }
-    fn exchange(&self, one: &OsStr, other: &OsStr) -> io::Result<()> {
-        self.call(Call::Change, |files| {
-            let (Some(first), Some(second)) = (self.slot(files, one), self.slot(files, other))
-            else {
-                return Err(io::ErrorKind::NotFound.into());
-            };
-            let directory = self.number;
-            let name = |name: &OsStr, number| Change::Name {
-                directory,
-                name: name.to_owned(),
-                number: Some(number),
-                is_directory: true,
-            };
-            files.change(vec![name(one, second.number), name(other, first.number)]);
-            Ok(())
-        })
-    }
-    fn remove_file(&self, name: &OsStr) -> io::Result<bool> {
-        self.remove(name, false)
-    }
-    fn remove_directory(&self, name: &OsStr) -> io::Result<bool> {
-        self.remove(name, true)
-    }
-    fn sync(&self) -> io::Result<()> {
-        self.call(Call::Sync, |files| {
-            files.sync_directory(self.number);
-            Ok(())
-        })
-    }
-    fn sync_file_system(&self) -> io::Result<()> {
-        self.call(Call::Sync, |files| {
-            // On vfat it sends no flush.
-            if files.flavor == Flavor::Ext4 {
-                files.settle(|_| true);
-            }
-            Ok(())
-        })
-    }
-    fn free_bytes(&self) -> io::Result<u64> {
-        self.call(Call::Read, |_| Ok(1 << 30))
-    }
-    fn lock(&self) -> io::Result<bool> {
-        Ok(true)
-    }
-    fn is_mount_point(&self, _name: &OsStr) -> io::Result<bool> {
-        self.call(Call::Read, |_| Ok(false))
-    }
-}
-
-/// An open file of a run.
-struct ModelFile {
-    world: Shared,
-    device: Device,
-    directory: u64,
-    name: OsString,
-    number: u64,
-    position: usize,
-}
-
-impl ModelFile {
-    fn slot(&self, files: &Files) -> Slot {
-        let names = match files.seen.get(&self.directory) {
-            Some(Item::Directory(names)) => names,
-            _ => return Slot { number: self.number, bytes: 0 },
-        };
-        // A name may have changed since; the length is that of the file.
-        let by_name = names.get(&self.name).filter(|slot| slot.number == self.number);
-        let slot = by_name.or_else(|| names.values().find(|slot| slot.number == self.number));
-        slot.copied().unwrap_or(Slot { number: self.number, bytes: 0 })
-    }
-}
-
-impl Read for ModelFile {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let (device, position) = (self.device, self.position);
-        let world = self.world.clone();
-        let read = world.borrow_mut().call(device, Call::Read, |world, _| {
-            let files = files(world, device);
-            let Some(Item::File(file)) = files.seen.get(&self.number) else {
-                return Err(io::ErrorKind::NotFound.into());
-            };
-            let slot = self.slot(files);
-            if files.flavor == Flavor::Fat && slot.bytes > 0 && !file.is_chained {
-                files.is_read_only |= files.errors_remount_ro;
-                return Err(io::Error::from_raw_os_error(5));
-            }
-            let length = match files.flavor {
-                Flavor::Fat => slot.bytes,
-                Flavor::Ext4 => file.content.bytes.len(),
-            };
-            let count = length.saturating_sub(position).min(buffer.len());
-            for (at, byte) in buffer[..count].iter_mut().enumerate() {
-                *byte = file.content.bytes.get(position + at).copied().unwrap_or(GARBAGE);
-            }
-            Ok(count)
-        })?;
-        self.position += read;
-        Ok(read)
-    }
-}
-
-impl Write for ModelFile {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        let (device, position, number) = (self.device, self.position, self.number);
-        let world = self.world.clone();
-        let mut world = world.borrow_mut();
-        let slot = self.slot(files(&mut world, device));
-        let length = match &files(&mut world, device).seen.get(&number) {
-            Some(Item::File(file)) => file.content.bytes.len(),
-            _ => 0,
-        };
-        let call = if position + buffer.len() > length { Call::Write } else { Call::Change };
-        if call == Call::Write && position > 0 {
-            world.more_of_the_same();
-        }
-        let written = world.call(device, call, |world, is_short| {
-            let files = files(world, device);
-            if files.is_read_only {
-                return Err(io::Error::from_raw_os_error(30));
-            }
-            if files.flavor == Flavor::Fat && files.is_broken(slot) {
-                files.is_read_only |= files.errors_remount_ro;
-                return Err(io::Error::from_raw_os_error(5));
-            }
-            let count = if is_short { buffer.len().div_ceil(2) } else { buffer.len() };
-            let Some(Item::File(file)) = files.seen.get_mut(&number) else {
-                return Err(io::ErrorKind::NotFound.into());
-            };
-            let content = Arc::make_mut(&mut file.content);
-            content.digest = OnceLock::new();
-            if content.bytes.len() < position + count {
-                content.bytes.resize(position + count, 0);
-            }
-            content.bytes[position..position + count].copy_from_slice(&buffer[..count]);
-            let mut changes = vec![Change::Content { number }];
-            if files.flavor == Flavor::Fat {
-                let is_new = position == 0 && call == Call::Write;
-                if is_new {
-                    let (directory, name) = (self.directory, self.name.clone());
-                    changes.push(Change::Length { directory, name, number });
-                    changes.push(Change::Chained { number });
-                }
-                files.change(changes);
-                // Programs see the length at once.
-                let change =
-                    Change::Length { directory: self.directory, name: self.name.clone(), number };
-                apply(&mut files.seen, None, Flavor::Fat, &change, Part::Whole);
-            } else {
-                files.change(changes);
-            }
-            Ok(count)
-        })?;
-        self.position += written;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl OpenFile for ModelFile {
-    fn length(&self) -> io::Result<u64> {
-        let device = self.device;
-        self.world.borrow_mut().call(device, Call::Read, |world, _| {
-            let files = files(world, device);
-            let Some(Item::File(file)) = files.seen.get(&self.number) else {
-                return Err(io::ErrorKind::NotFound.into());
-            };
-            Ok(match files.flavor {
-                Flavor::Fat => self.slot(files).bytes as u64,
-                Flavor::Ext4 => file.content.bytes.len() as u64,
-            })
-        })
-    }
-    fn sync(&self) -> io::Result<()> {
-        let device = self.device;
-        self.world.borrow_mut().call(device, Call::Sync, |world, _| {
-            files(world, device).sync_file(self.number);
-            Ok(())
-        })
     }
 }
