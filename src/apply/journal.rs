@@ -8,12 +8,12 @@
 //! | `REQ` `SED` | the request and its seeds, from the running OS |
 //! | `TAR` | the rendered seed archive |
 //! | `RSV` | space kept for report and log |
-//! | `JNL` | the plan; **its appearance is the commit** |
+//! | `JNL` | the plan; **its appearance, whole, is the commit** |
 //! | `A00` `S00` `P00` | step 0 was attempted; is done; was passed over, and why |
 //! | `R00` | a boot worked on it |
 //! | `F00` | a failure, and why; 30 numbers for each phase of an operation |
 //! | `K00` | the key slots that a restore has added to volume 0 |
-//! | `RPT` | the report; **its appearance is the end** |
+//! | `RPT` | the report; **its appearance, whole, is the end** |
 //! | `LOG` `BAD` | the log; the request that was set aside |
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -482,7 +482,7 @@ pub fn clear_away(store: &mut dyn Store, stem: &str) -> Result<()> {
         };
         match extension {
             "RPT" | "LOG" | "BAD" if is_reported => {}
-            "SED" | "TAR" | "ARC" | "TMP" => store.shred(&name).doing(what)?,
+            "SED" | "TAR" | "ARC" => store.shred(&name).doing(what)?,
             _ => store.remove(&name).doing(what)?,
         }
     }

@@ -1,0 +1,290 @@
+//! Whether the campaign can see: the program is changed so that it is wrong, and the campaign has to
+//! fail.
+//!
+//! Every sync and every flush of the program is removed, one at a time; and its order is broken in the
+//! ways in which such programs are known to be wrong. Each change is made in a copy of the sources. One
+//! that is not seen ends this with 1, unless it is listed with the reason why nothing could see it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test: a panic is its verdict"
+)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use clap::Parser;
+
+/// Breaks restage in a copy of its sources, in every way it knows, and looks whether the campaign fails.
+#[derive(Parser)]
+struct Arguments {
+    /// Only those whose name contains this.
+    only: Option<String>,
+    /// Show them, and do nothing.
+    #[arg(long)]
+    list: bool,
+}
+
+/// One change.
+struct Mutation {
+    name: String,
+    file: &'static str,
+    from: String,
+    to: String,
+    /// Which one of several equal places, from 0.
+    place: usize,
+}
+
+/// Files with calls that make durable.
+const SYNCING: [&str; 5] = [
+    "src/platform/directory/mod.rs",
+    "src/platform/state_fs/real.rs",
+    "src/apply/effects.rs",
+    "src/apply/table.rs",
+    "src/apply/restore/extract.rs",
+];
+
+/// What nothing here can see, and why.
+const UNSEEN: [(&str, &str); 1] = [(
+    "directory::open_at(parent.as_ref(), name)?.ok_or_else(missing)?.sync()",
+    "attributes of directories: the model has none",
+)];
+
+/// Name, file, what stands there, what shall stand there.
+const BROKEN: [(&str, &str, &str, &str); 9] = [
+    (
+        "a file appears by a rename",
+        "src/platform/esp.rs",
+        "directory::create_vouched(self.own()?, name, content)",
+        "{ let temporary = format!(\"{}.TMP\", name.split('.').next().unwrap_or(name)); \
+         directory::create_from(self.own()?, &temporary, name, content, &|| Ok(())) }",
+    ),
+    (
+        "recorded before it is performed",
+        "src/apply/mod.rs",
+        "        let state = perform(machine, journal.id(), step, attempt);",
+        "        if !over { journal.record_done(machine.esp.as_mut(), index)?; }\n        \
+         let state = perform(machine, journal.id(), step, attempt);",
+    ),
+    (
+        "the primary table before the backup",
+        "src/apply/effects.rs",
+        "    table::write(disk, &backup)?;\n    table::write(disk, &primary)?;",
+        "    for extent in primary.encode().doing(|| String::new())? {\n        \
+         disk.write(extent.offset, &extent.bytes).doing(|| String::new())?;\n    }\n    \
+         table::write(disk, &backup)?;\n    table::write(disk, &primary)?;",
+    ),
+    (
+        "the request is removed before the commit",
+        "src/apply/journal.rs",
+        "        store.create(&file(\"JNL\"), &bytes).doing(what)?;",
+        "        store.remove(&file(\"REQ\")).doing(what)?;\n        \
+         store.create(&file(\"JNL\"), &bytes).doing(what)?;",
+    ),
+    (
+        "the plan is made anew on a resume",
+        "src/apply/reset.rs",
+        "        [stem] => return Ok(resume(machine, profile, stem)),",
+        "        [stem] => {\n            let name = format!(\"{stem}.JNL\");\n            \
+         machine.esp.remove(&name).doing(String::new)?;\n            \
+         return start(machine, profile, &[stem.clone()]);\n        }",
+    ),
+    (
+        "old passphrases out before the new ones work",
+        "src/apply/restore/steps.rs",
+        "            .chain(volumes().map(Step::Enroll))\n            .chain([Step::Exchange])",
+        "            .chain(volumes().map(Step::RemoveOld))\n            \
+         .chain(volumes().map(Step::Enroll))\n            .chain([Step::Exchange])",
+    ),
+    (
+        "the old state goes before its keys are kept",
+        "src/apply/restore/steps.rs",
+        "            keep_keys(machine)?;\n            machine.state",
+        "            machine.state",
+    ),
+    (
+        "a boot of the window is not counted",
+        "src/apply/restore/mod.rs",
+        "    match journal.record_hand_over(machine.store.as_mut()) {",
+        "    match Ok::<(), Error>(()) {",
+    ),
+    (
+        "the journal is removed before the request",
+        "src/apply/journal.rs",
+        "    // The request first: it is the one that could be taken for a wish.\n    \
+         store.remove(&format!(\"{stem}.REQ\")).doing(what)?;",
+        "    store.remove(&format!(\"{stem}.RPT\")).doing(what)?;\n    \
+         store.remove(&format!(\"{stem}.JNL\")).doing(what)?;",
+    ),
+];
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap();
+    let mutations: Vec<Mutation> = all(&root)
+        .into_iter()
+        .filter(|one| arguments.only.as_ref().is_none_or(|only| one.name.contains(only)))
+        .collect();
+    if arguments.list {
+        for mutation in &mutations {
+            println!("{}: {}", mutation.file, mutation.name);
+        }
+        return ExitCode::SUCCESS;
+    }
+    let copy = Copy::make(&root);
+    let (mut unseen, mut seen) = (Vec::new(), BTreeMap::<&str, usize>::new());
+    for mutation in &mutations {
+        let begin = Instant::now();
+        let verdict = copy.judge(mutation);
+        println!("{:9} {} ({} s)", verdict.word(), mutation.name, begin.elapsed().as_secs());
+        *seen.entry(verdict.word()).or_default() += 1;
+        let is_listed = UNSEEN.iter().any(|(line, _)| mutation.name.contains(line));
+        if verdict != Verdict::Seen && !(is_listed && verdict == Verdict::NotSeen) {
+            unseen.push(&mutation.name);
+        }
+    }
+    println!("{} changes: {seen:?}", mutations.len());
+    for (line, why) in UNSEEN {
+        println!("not to be seen: {line}: {why}");
+    }
+    if unseen.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    for name in unseen {
+        println!("NOT SEEN: {name}");
+    }
+    ExitCode::FAILURE
+}
+
+/// All of them; a place that is not there any more is an error of this list.
+fn all(root: &Path) -> Vec<Mutation> {
+    let read = |file: &str| fs::read_to_string(root.join(file)).unwrap();
+    let mut mutations = Vec::new();
+    for (name, file, from, to) in BROKEN {
+        assert_eq!(read(file).matches(from).count(), 1, "{name}: {file} has changed");
+        let (name, from, to) = (name.to_owned(), from.to_owned(), to.to_owned());
+        mutations.push(Mutation { name, file, from, to, place: 0 });
+    }
+    for file in SYNCING {
+        let mut places = BTreeMap::<String, usize>::new();
+        for (number, line) in read(file).lines().enumerate() {
+            let code = line.trim();
+            if code.starts_with("//") || code.starts_with("fn ") {
+                continue;
+            }
+            let Some((call, nothing)) = call_in(code) else { continue };
+            let place = places.entry(line.to_owned()).or_default();
+            mutations.push(Mutation {
+                name: format!("{file}:{}: no more `{code}`", number + 1),
+                file,
+                from: line.to_owned(),
+                to: line.replacen(call, nothing, 1),
+                place: *place,
+            });
+            *place += 1;
+        }
+    }
+    mutations
+}
+
+/// A call that makes durable, and one of the same type that does nothing.
+fn call_in(line: &str) -> Option<(&'static str, &'static str)> {
+    let is_file = line.contains("file.sync()") || line.contains("any_file(");
+    Some(if line.contains("disk.flush()") {
+        (".flush()", ".partition_in_use(1).map(drop)")
+    } else if line.contains(".sync_file_system()") {
+        (".sync_file_system()", ".node().map(drop)")
+    } else if line.contains("state.sync()") {
+        (".sync()", ".free_bytes().map(drop)")
+    } else if is_file {
+        (".sync()", ".length().map(drop)")
+    } else if line.contains(".sync()") {
+        (".sync()", ".node().map(drop)")
+    } else {
+        return None;
+    })
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Seen,
+    NotSeen,
+    NotBuilt,
+}
+
+impl Verdict {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Seen => "seen",
+            Self::NotSeen => "NOT SEEN",
+            Self::NotBuilt => "NOT BUILT",
+        }
+    }
+}
+
+/// The copy of the sources.
+struct Copy {
+    root: PathBuf,
+}
+
+impl Copy {
+    fn make(from: &Path) -> Self {
+        let root = from.join("target/mutations/sources");
+        let _ = fs::remove_dir_all(&root);
+        let listed = Command::new("git")
+            .args(["ls-files", "--cached", "--others", "--exclude-standard"])
+            .current_dir(from)
+            .output()
+            .unwrap();
+        for path in String::from_utf8(listed.stdout).unwrap().lines() {
+            let to = root.join(path);
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            if from.join(path).is_file() {
+                fs::copy(from.join(path), &to).unwrap();
+            }
+        }
+        // What the set-up has made is used from where it is.
+        std::os::unix::fs::symlink(from.join(".cache"), root.join(".cache")).unwrap();
+        Self { root }
+    }
+
+    fn judge(&self, mutation: &Mutation) -> Verdict {
+        let path = self.root.join(mutation.file);
+        let before = fs::read_to_string(&path).unwrap();
+        let (at, _) = before.match_indices(&mutation.from).nth(mutation.place).unwrap();
+        let after = [&before[..at], &mutation.to, &before[at + mutation.from.len()..]].concat();
+        fs::write(&path, after).unwrap();
+        let verdict = self.run();
+        fs::write(&path, before).unwrap();
+        verdict
+    }
+
+    fn run(&self) -> Verdict {
+        let target = self.root.join("../target");
+        let cargo = |arguments: &[&str]| {
+            let mut command = Command::new("cargo");
+            command.args(arguments).args(["--quiet", "--locked", "--package", "restage-campaign"]);
+            command.args(["--bin", "restage-campaign"]);
+            command.current_dir(&self.root).env("CARGO_TARGET_DIR", &target);
+            command.env("RUSTFLAGS", "-Awarnings");
+            command.stdin(Stdio::null()).stdout(Stdio::null());
+            command
+        };
+        if !cargo(&["build"]).stderr(Stdio::inherit()).status().unwrap().success() {
+            return Verdict::NotBuilt;
+        }
+        let mut campaign = cargo(&["run"]);
+        campaign.args(["--", "--violations", "1", "--third", "1000", "--faults", "1000"]);
+        if campaign.stderr(Stdio::null()).status().unwrap().success() {
+            Verdict::NotSeen
+        } else {
+            Verdict::Seen
+        }
+    }
+}
