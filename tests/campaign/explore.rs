@@ -35,6 +35,12 @@ pub enum Cut {
         /// Number of the image.
         image: usize,
     },
+    /// The power went right after the operation had returned; this of the possible images was left.
+    /// What it has promised must be so.
+    Returned {
+        /// Number of the image.
+        image: usize,
+    },
     /// This call met a fault, and then the machine was switched off, in order or not.
     Fault {
         /// Number of the call.
@@ -50,6 +56,7 @@ impl fmt::Display for Cut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Power { change, image } => write!(f, "c{change}.{image}"),
+            Self::Returned { image } => write!(f, "r0.{image}"),
             Self::Fault { call, fault, in_order } => {
                 let kind = Fault::ALL.iter().position(|one| one == fault).unwrap_or(0);
                 write!(f, "{}{call}.{kind}", if *in_order { 'f' } else { 'g' })
@@ -62,13 +69,14 @@ impl std::str::FromStr for Cut {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is no interruption: c12.3, f12.3, g12.3");
+        let wrong = || format!("`{text}` is no interruption: c12.3, r0.3, f12.3, g12.3");
         let kind = text.chars().next().ok_or_else(wrong)?;
         let (first, second) = text[1..].split_once('.').ok_or_else(wrong)?;
         let first = first.parse().map_err(|_| wrong())?;
         let second: usize = second.parse().map_err(|_| wrong())?;
         match kind {
             'c' => Ok(Self::Power { change: first, image: second }),
+            'r' => Ok(Self::Returned { image: second }),
             'f' | 'g' => {
                 let fault = *Fault::ALL.get(second).ok_or_else(wrong)?;
                 Ok(Self::Fault { call: first, fault, in_order: kind == 'f' })
@@ -156,6 +164,11 @@ struct Item {
     image: World,
 }
 
+/// Whether the operation had returned.
+pub fn has_returned(path: &[Cut]) -> bool {
+    matches!(path, [Cut::Returned { .. }])
+}
+
 /// Whether something but the power has failed on this way.
 pub fn had_fault(path: &[Cut]) -> bool {
     path.iter().any(|cut| matches!(cut, Cut::Fault { .. }))
@@ -165,7 +178,14 @@ pub fn had_fault(path: &[Cut]) -> bool {
 pub fn explore(case: &dyn Case, reach: Reach, threads: usize) -> Figures {
     let seen = (0..SHARDS).map(|_| Mutex::default()).collect();
     let search = Search { case, reach, seen, figures: Mutex::default() };
-    let (changes, calls) = search.base();
+    let (changes, calls, returned) = search.base();
+    for (image, world) in returned.into_iter().enumerate() {
+        search.follow(&Item {
+            path: vec![Cut::Returned { image }],
+            step: steps::NONE,
+            image: world,
+        });
+    }
     let work = AtomicUsize::new(0);
     // First the cuts, then the faults.
     let total = changes.len() + calls;
@@ -215,6 +235,12 @@ pub fn replay(case: &dyn Case, path: &[Cut]) -> Result<(), String> {
                 println!("{cut}: image {number} of {} in step {}", images.len(), boundary.step);
                 images.get(number).cloned().ok_or_else(|| format!("there is no image {number}"))?
             }
+            Cut::Returned { image: number } => {
+                let world = image.share();
+                run(&world);
+                let images = world.borrow().images();
+                images.get(number).cloned().ok_or_else(|| format!("there is no image {number}"))?
+            }
             Cut::Fault { call, fault, in_order } => {
                 let world = image.share();
                 world.borrow_mut().fault = Some((call, fault));
@@ -255,15 +281,16 @@ fn images(path: &[Cut], change: usize, step: u8, world: &World) -> Vec<Item> {
 }
 
 impl Search<'_> {
-    /// The uninterrupted run: its changes, and how many calls it makes.
-    fn base(&self) -> (Vec<(u8, World)>, usize) {
+    /// The uninterrupted run: its changes, how many calls it makes, and what is left when the power goes
+    /// after it.
+    fn base(&self) -> (Vec<(u8, World)>, usize, Vec<World>) {
         let world = self.case.start().share();
         let trace = world.borrow_mut().trace();
         steps::begin();
         self.case.run(&world);
         let changes = trace.lock().unwrap().iter().map(|b| (b.step, b.world.clone())).collect();
-        let calls = world.borrow().calls;
-        (changes, calls)
+        let world = world.borrow();
+        (changes, world.calls, world.images())
     }
 
     fn is_enough(&self) -> bool {
@@ -278,7 +305,7 @@ impl Search<'_> {
             _ => None,
         };
         let mut hasher = DefaultHasher::new();
-        (digest, item.step, fault).hash(&mut hasher);
+        (digest, item.step, fault, has_returned(&item.path)).hash(&mut hasher);
         let key = hasher.finish();
         let shard = usize::try_from(key % SHARDS as u64).unwrap();
         let depth = item.path.len();
