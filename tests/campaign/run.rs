@@ -31,10 +31,10 @@ struct Arguments {
     #[arg(long, default_value_t = 1)]
     second: u64,
     /// One in so many of those once more.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 30)]
     third: u64,
     /// One in so many calls of a resume meets each fault.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 30)]
     faults: u64,
     /// So many random subsets of unflushed sectors at each change. A replay needs the same number.
     #[arg(long, default_value_t = 8)]

@@ -250,14 +250,21 @@ impl Files {
 
     /// Makes durable what `which` says.
     fn settle(&mut self, which: impl Fn(&Change) -> bool) {
-        let (settled, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending)
-            .into_iter()
-            .partition(|pending| !pending.is_lost && which(&pending.change));
-        for pending in settled {
+        for pending in std::mem::take(&mut self.pending) {
+            // What belongs to a name that is not on the medium yet waits for it.
+            let number = match &pending.change {
+                Change::Name { directory, .. } | Change::Length { directory, .. } => *directory,
+                Change::Chained { number }
+                | Change::Freed { number }
+                | Change::Content { number } => *number,
+            };
+            if pending.is_lost || !which(&pending.change) || !self.medium.contains_key(&number) {
+                self.pending.push(pending);
+                continue;
+            }
             let (medium, seen) = (&mut self.medium, Some(&self.seen));
             apply(medium, seen, self.flavor, &pending.change, Part::Whole);
         }
-        self.pending = rest;
         if self.pending.is_empty() {
             self.medium = self.seen.clone();
         }

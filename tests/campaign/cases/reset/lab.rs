@@ -1,0 +1,317 @@
+//! The machines that all cases begin with, and what must be so.
+
+use restage::apply::journal::{Committed, Journal, reports};
+use restage::apply::probe::{self, Scope};
+use restage::apply::reset::{Applied, apply};
+use restage::error::Next;
+use restage::plan::facts::HostFacts;
+use restage::plan::reset::Ask;
+use restage::platform::directory::{self, Directory};
+use restage::platform::esp::EspDirectory;
+use restage::platform::{Machine, Store, TpmDoor};
+use restage::profile::Profile;
+use restage::report::Outcome;
+use restage::request::{Staged, stage};
+
+use super::disk::{PARTITIONS, Places, SECRET, SEED, Tables, WIPED, disk};
+use crate::model::disk::{ModelDisk, Sectors};
+use crate::model::files::{self, Files, Flavor};
+use crate::model::tpm::ModelTpm;
+use crate::model::volume::{DATA_OFFSET, Slots};
+use crate::model::{Device, Shared, World};
+
+const ID: &str = "0123456789abcdef0123456789abcdef";
+const STEM: &str = "01234567";
+pub const NOW: u64 = 1000;
+/// Boots until a reset must be over.
+const MAX_BOOTS: usize = 6;
+
+/// The machines that all cases begin with, and what they are compared with.
+pub struct Lab {
+    profile: Profile,
+    shape: Shape,
+    /// Nothing is staged.
+    pub clean: World,
+    /// A reset is staged.
+    pub staged: World,
+    /// Where partitions lie: offset and length in bytes.
+    places: Places,
+    /// The disk after a reset.
+    reset_disk: Sectors,
+}
+
+/// What of a machine differs between the cases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    pub tables: Tables,
+    pub sector_bytes: u64,
+    pub tpm: Where,
+}
+
+/// Where the TPM is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Where {
+    /// A chip.
+    Chip,
+    /// Its state is on the ESP.
+    Esp,
+    /// There is none, and the request allows that.
+    Nowhere,
+}
+
+impl Lab {
+    pub fn new(shape: Shape) -> Self {
+        let profile = Profile::incusos().unwrap();
+        let (disk, places) = disk(shape.tables, shape.sector_bytes);
+        let mut clean =
+            World::new(disk, Files::new(Flavor::Fat), Files::new(Flavor::Ext4), [Slots::BEFORE; 2]);
+        let world = clean.share();
+        let root = files::root(&world, Device::Esp);
+        let write = |directory: &dyn Directory, name: &str, text: &str| {
+            let mut file = directory.new_file(name.as_ref()).unwrap();
+            std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+        };
+        write(root.as_ref(), "sb-disabled", "");
+        write(root.as_ref(), "EFI", "a boot loader");
+        if shape.tpm == Where::Esp {
+            let tpm = directory::make(root.as_ref(), "swtpm").unwrap();
+            write(tpm.as_ref(), "tpm2-00.permall", "the seeds of all hierarchies");
+            write(tpm.as_ref(), ".lock", "");
+        }
+        clean = world.borrow().settled();
+        let (reset_disk, staged) = (clean.disk.clone(), clean.clone());
+        let mut lab = Self { profile, shape, clean, staged, places, reset_disk };
+        let world = lab.clean.share();
+        lab.stage(&world).unwrap();
+        lab.staged = world.borrow().settled();
+        let end = lab.recover(&lab.staged.share()).unwrap();
+        lab.reset_disk = end.disk.clone();
+        lab.assert_reset(&end);
+        lab
+    }
+
+    /// Boots until there is nothing left to do.
+    pub fn recover(&self, world: &Shared) -> Result<World, String> {
+        let mut world = world.clone();
+        for _ in 0..MAX_BOOTS {
+            match self.boot(&world)? {
+                Applied::Nothing => {
+                    let end = world.borrow().settled();
+                    return self.second_run_writes_nothing(end);
+                }
+                Applied::Done { .. } | Applied::Refused(_) => {}
+                Applied::Unfinished(error) if error.next() == Next::RetryNextBoot => {}
+                Applied::Unfinished(error) => return Err(format!("it holds: {}", error.chain())),
+                Applied::RebootFirst => return Err("the firmware is asked".to_owned()),
+            }
+            // The trace is that of the first boot: the others come after it.
+            let next = world.borrow().settled();
+            world = next.share();
+        }
+        Err(format!("not over after {MAX_BOOTS} boots"))
+    }
+
+    fn second_run_writes_nothing(&self, end: World) -> Result<World, String> {
+        let world = end.share();
+        let trace = world.borrow_mut().trace();
+        self.boot(&world)?;
+        match trace.lock().unwrap().len() {
+            0 => Ok(end),
+            changes => Err(format!("a second run makes {changes} changes")),
+        }
+    }
+
+    /// What `restage initrd reset` does, without its mounts.
+    pub fn boot(&self, world: &Shared) -> Result<Applied, String> {
+        apply(&mut self.machine(world)?, &self.profile).map_err(|error| error.chain())
+    }
+
+    /// What `restage factory-reset` does.
+    pub fn stage(&self, world: &Shared) -> Result<(), String> {
+        let mut machine = self.machine(world)?;
+        let json = serde_json::value::RawValue::from_string("{\"a\":1}".to_owned()).unwrap();
+        let ask = Ask {
+            seeds: [("incus".to_owned(), json)].into(),
+            allow_tpm_reset_failure: self.shape.tpm == Where::Nowhere,
+            ..Ask::default()
+        };
+        let prepared = stage::prepare(&mut machine, &self.profile, ask)
+            .map_err(|error| error.chain())?
+            .map_err(|refused| refused.reason)?;
+        let by = Staged { command: "t".into(), user: "t".into(), restage: "0".into(), at: NOW };
+        stage::stage(&mut machine, &self.profile, &prepared, by, ID).map_err(|error| error.chain())
+    }
+
+    pub fn machine(&self, world: &Shared) -> Result<Machine, String> {
+        Ok(Machine {
+            disk: Box::new(ModelDisk::new(world)),
+            esp: Box::new(esp(world)?),
+            tpm: match self.shape.tpm {
+                Where::Chip => TpmDoor::Open(Box::new(ModelTpm(world.clone()))),
+                Where::Esp | Where::Nowhere => TpmDoor::None,
+            },
+            ppi: None,
+            host: HostFacts { now: NOW, ..HostFacts::default() },
+            other_tpm_volumes: Vec::new(),
+            loaded_credentials: Vec::new(),
+        })
+    }
+
+    /// Whether the TPM is as after a reset.
+    fn is_cleared(&self, world: &World) -> bool {
+        match self.shape.tpm {
+            Where::Chip => world.tpm_seed != self.clean.tpm_seed,
+            Where::Esp => tpm_on_esp(world).is_empty(),
+            Where::Nowhere => true,
+        }
+    }
+
+    /// Whether it is not as before any more.
+    fn is_tpm_touched(&self, world: &World) -> bool {
+        match self.shape.tpm {
+            Where::Chip => self.is_cleared(world),
+            Where::Esp => tpm_on_esp(world) != tpm_on_esp(&self.clean),
+            Where::Nowhere => false,
+        }
+    }
+
+    /// What the model itself must show of a reset, so that the comparison with it means something.
+    fn assert_reset(&self, end: &World) {
+        assert!(self.is_cleared(end));
+        for number in WIPED {
+            let (offset, length) = self.places[&number];
+            let secret = end.disk.part(offset, length.min(DATA_OFFSET));
+            assert!(secret.iter().all(|byte| *byte == 0), "partition {number} is not wiped");
+        }
+        let world = end.share();
+        let disk = probe::disk(&ModelDisk::new(&world), Scope::Boot).unwrap();
+        assert_eq!(disk.partitions.len(), PARTITIONS.len() - WIPED.len());
+        assert_eq!(end.esp.all().get("sb-disabled"), None);
+        let (offset, length) = self.places[&SEED];
+        let seed = end.disk.part(offset, length);
+        assert!(seed.windows(7).any(|bytes| bytes == b"{\"a\":1}"));
+        assert!(!seed.contains(&SECRET));
+    }
+
+    /// What must be so at any instant.
+    pub fn check_image(&self, image: &World) -> Result<(), String> {
+        let changed = image.disk.differences(&self.clean.disk);
+        let in_place = |offset: u64, number: u32| {
+            let (start, length) = self.places[&number];
+            (start..start + length).contains(&offset)
+        };
+        let (first, last) = (self.places[&1].0, self.places[&6].0 + self.places[&6].1);
+        for offset in &changed {
+            let is_table = *offset < first || *offset >= last;
+            let is_ours = is_table
+                || in_place(*offset, SEED)
+                || WIPED.iter().any(|number| in_place(*offset, *number));
+            if !is_ours {
+                return Err(format!("byte {offset} is outside of what may be written"));
+            }
+        }
+        let world = image.share();
+        let esp = esp(&world)?;
+        let names = esp.names().map_err(|error| error.to_string())?;
+        let has = |extension: &str| names.contains(&format!("{STEM}.{extension}"));
+        let is_touched = !changed.is_empty() || self.is_tpm_touched(image);
+        let is_over = has("RPT");
+        let journal: Option<Journal<Committed>> =
+            has("JNL").then(|| Journal::load(&esp, STEM).ok()).flatten();
+        if is_touched && !is_over && journal.is_none() {
+            return Err("something is destroyed, and there is no journal".to_owned());
+        }
+        let disk = ModelDisk::new(&world);
+        let facts = probe::disk(&disk, Scope::Boot).map_err(|error| error.chain())?;
+        if !is_touched || is_over {
+            return Ok(());
+        }
+        let Some(journal) = journal else { return Ok(()) };
+        // What is recorded as done is done.
+        for (index, step) in journal.committed.plan.steps.iter().enumerate() {
+            if !journal.progress.done.contains(&index) {
+                continue;
+            }
+            let is_done = match step.name().as_str() {
+                "tpm" => self.is_cleared(image),
+                "gpt" => facts.partitions.len() == PARTITIONS.len() - WIPED.len(),
+                "esp" => !image.esp.all().contains_key("sb-disabled"),
+                name => {
+                    let places = match name {
+                        "seed" => vec![SEED],
+                        _ => WIPED
+                            .into_iter()
+                            .filter(|n| name.contains(PARTITIONS[*n as usize - 1].0))
+                            .collect(),
+                    };
+                    places.iter().all(|number| {
+                        let (offset, length) = self.places[number];
+                        image.disk.part(offset, length) == self.reset_disk.part(offset, length)
+                    })
+                }
+            };
+            if !is_done {
+                return Err(format!("step {} is recorded and not done", step.name()));
+            }
+        }
+        Ok(())
+    }
+
+    pub fn check_end(&self, end: &World, allowed: &[Outcome]) -> Result<(), String> {
+        let world = end.share();
+        let esp = esp(&world)?;
+        let names = esp.names().map_err(|error| error.to_string())?;
+        let reports = reports(&esp).map_err(|error| error.chain())?;
+        let outcome = match reports.as_slice() {
+            [] => None,
+            [report] => Some(report.outcome),
+            several => return Err(format!("{} reports", several.len())),
+        };
+        let untouched =
+            end.disk.differences(&self.clean.disk).is_empty() && !self.is_tpm_touched(end);
+        let reset = end.disk.differences(&self.reset_disk).is_empty() && self.is_cleared(end);
+        let others = |esp: &Files| {
+            let mut all = esp.all();
+            all.retain(|path, _| !path.starts_with("restage"));
+            all
+        };
+        let mut wanted = others(&self.clean.esp);
+        if reset {
+            wanted.retain(|path, _| path != "sb-disabled" && !path.starts_with("swtpm"));
+        }
+        if others(&end.esp) != wanted {
+            return Err(format!("the ESP holds {:?}", others(&end.esp).keys()));
+        }
+        let stays = |name: &&String| {
+            let extension = name.split_once('.').map(|(_, extension)| extension);
+            !matches!(extension, Some("RPT" | "LOG" | "BAD"))
+        };
+        let left: Vec<_> = names.iter().filter(stays).collect();
+        if !left.is_empty() {
+            return Err(format!("left on the ESP: {left:?}"));
+        }
+        match outcome {
+            Some(Outcome::Done) if reset => {}
+            Some(Outcome::Refused | Outcome::Cancelled) | None if untouched => {}
+            outcome => {
+                return Err(format!("{outcome:?}, untouched: {untouched}, reset: {reset}"));
+            }
+        }
+        match outcome {
+            // Nothing was staged.
+            None if allowed.len() > 1 && !reset => Ok(()),
+            Some(outcome) if allowed.contains(&outcome) => Ok(()),
+            outcome => Err(format!("the outcome is {outcome:?}, and not one of {allowed:?}")),
+        }
+    }
+}
+
+fn tpm_on_esp(world: &World) -> Vec<(String, files::Found)> {
+    let all = world.esp.all().into_iter();
+    all.filter(|(path, _)| path.starts_with("swtpm")).collect()
+}
+
+fn esp(world: &Shared) -> Result<EspDirectory, String> {
+    let root = files::root(world, Device::Esp);
+    EspDirectory::below(root, "restage").map_err(|error| error.to_string())
+}

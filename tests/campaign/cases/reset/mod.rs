@@ -1,0 +1,98 @@
+//! A factory reset: staged, carried out, cancelled.
+
+mod disk;
+mod lab;
+
+use std::sync::Arc;
+
+use restage::report::Outcome;
+use restage::request::stage;
+
+use crate::explore::{Case, Cut, had_fault, has_returned};
+use crate::model::{Shared, World};
+use disk::Tables;
+use lab::{Lab, NOW, Shape, Where};
+
+/// What is done to the machine.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Stage,
+    Cancel,
+    Boot,
+}
+
+struct ResetCase {
+    name: &'static str,
+    lab: Arc<Lab>,
+    start: World,
+    work: Work,
+    /// How it may end when nothing but the power fails; the first is how it has to, once it returned.
+    outcomes: Vec<Outcome>,
+}
+
+impl Case for ResetCase {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+    fn start(&self) -> World {
+        self.start.clone()
+    }
+    fn run(&self, world: &Shared) {
+        // The OS mounts its ESP with the kernel's defaults.
+        world.borrow_mut().esp.errors_remount_ro = self.work != Work::Boot;
+        // Nobody is there to hear what it says.
+        match self.work {
+            Work::Stage => drop(self.lab.stage(world)),
+            Work::Cancel => {
+                if let Ok(mut machine) = self.lab.machine(world) {
+                    drop(stage::cancel(machine.esp.as_mut(), NOW));
+                }
+            }
+            Work::Boot => drop(self.lab.boot(world)),
+        }
+    }
+    fn check_image(&self, image: &World) -> Result<(), String> {
+        self.lab.check_image(image)
+    }
+    fn recover(&self, world: &Shared) -> Result<World, String> {
+        self.lab.recover(world)
+    }
+    fn check_end(&self, end: &World, path: &[Cut]) -> Result<(), String> {
+        if has_returned(path) {
+            return self.lab.check_end(end, &self.outcomes[..1]);
+        }
+        let mut allowed = self.outcomes.clone();
+        if had_fault(path) {
+            allowed.push(Outcome::Refused);
+        }
+        self.lab.check_end(end, &allowed)
+    }
+}
+
+/// All cases of a reset.
+pub fn all() -> Vec<Box<dyn Case>> {
+    let usual = Shape { tables: Tables::Good, sector_bytes: 512, tpm: Where::Chip };
+    let lab = Arc::new(Lab::new(usual));
+    let case = |name, lab: &Arc<Lab>, start: &World, work, outcomes: &[Outcome]| {
+        let (lab, start, outcomes) = (lab.clone(), start.clone(), outcomes.to_vec());
+        Box::new(ResetCase { name, lab, start, work, outcomes }) as Box<dyn Case>
+    };
+    let (done, refused, cancelled) = (Outcome::Done, Outcome::Refused, Outcome::Cancelled);
+    // A request that was cut while it was written is damaged, and refused.
+    let mut cases = vec![
+        case("stage", &lab, &lab.clean, Work::Stage, &[done, refused]),
+        case("cancel", &lab, &lab.staged, Work::Cancel, &[cancelled, done, refused]),
+        case("reset", &lab, &lab.staged, Work::Boot, &[done]),
+    ];
+    for (name, shape) in [
+        ("reset-bad-primary", Shape { tables: Tables::BadPrimary, ..usual }),
+        ("reset-bad-backup", Shape { tables: Tables::BadBackup, ..usual }),
+        ("reset-4096", Shape { sector_bytes: 4096, ..usual }),
+        ("reset-tpm-on-esp", Shape { tpm: Where::Esp, ..usual }),
+        ("reset-no-tpm", Shape { tpm: Where::Nowhere, ..usual }),
+    ] {
+        let lab = Arc::new(Lab::new(shape));
+        cases.push(case(name, &lab, &lab.staged, Work::Boot, &[done]));
+    }
+    cases
+}
