@@ -118,7 +118,7 @@ pub fn wipe(disk: &mut dyn Disk, partition: &BoundPartition, erase: Erase) -> Re
 pub fn gpt(disk: &mut dyn Disk, partitions: &[BoundPartition]) -> Result<()> {
     let tables = table::read(disk)?;
     let without = |table: &Table| -> Result<Table> {
-        let mut table = table.clone();
+        let mut without = table.clone();
         for entry in table.entries() {
             let Some(recorded) = partitions.iter().find(|p| p.number == entry.number) else {
                 continue;
@@ -131,9 +131,9 @@ pub fn gpt(disk: &mut dyn Disk, partitions: &[BoundPartition]) -> Result<()> {
                 ))
                 .hold());
             }
-            table.remove(entry.number);
+            without.remove(entry.number);
         }
-        Ok(table)
+        Ok(without)
     };
     let primary = tables.get(Copy::Primary).map(without).transpose()?;
     let backup = tables.get(Copy::Backup).map(without).transpose()?;

@@ -93,14 +93,14 @@ pub fn disk(disk: &dyn Disk, scope: Scope) -> Result<DiskFacts> {
     );
     let mut partitions = Vec::new();
     for entry in table.entries() {
-        let content = match luks_header(disk, &entry)? {
+        let content = match luks_header(disk, entry)? {
             Some(header) => Content::Luks(LuksIdentity {
                 uuid: header.uuid,
                 identity: header.identity,
                 header_bytes: header.header_bytes,
                 data_offset_bytes: header.data_offset_bytes,
             }),
-            None if start_of(disk, &entry, 64 * 1024)?.iter().all(|byte| *byte == 0) => {
+            None if start_of(disk, entry, 64 * 1024)?.iter().all(|byte| *byte == 0) => {
                 Content::Blank
             }
             None => Content::Other,
@@ -109,7 +109,7 @@ pub fn disk(disk: &dyn Disk, scope: Scope) -> Result<DiskFacts> {
             && disk
                 .partition_in_use(entry.number)
                 .doing(|| format!("cannot tell whether partition {} is in use", entry.number))?;
-        partitions.push(PartitionFacts { entry, content, in_use });
+        partitions.push(PartitionFacts { entry: entry.clone(), content, in_use });
     }
     Ok(DiskFacts {
         name: disk.name().to_owned(),

@@ -74,6 +74,8 @@ pub struct Table {
     header: Header,
     array: Vec<u8>,
     sector: SectorBytes,
+    /// What the array says; read once, when the copy was checked.
+    entries: Vec<Entry>,
 }
 
 /// Logical sector size: 512 or 4096 bytes.
@@ -192,8 +194,9 @@ pub fn locate(
 impl Located {
     /// Checks the entry array and completes the copy.
     pub fn complete(self, array: Vec<u8>) -> Result<Table, BadCopy> {
-        let table = Table { header: self.header, array, sector: self.sector };
-        for entry in table.try_entries()? {
+        let entries = entries_in(&self.header, &array, self.sector)?;
+        let table = Table { header: self.header, array, sector: self.sector, entries };
+        for entry in &table.entries {
             if entry.first_lba > entry.last_lba
                 || entry.first_lba < table.header.first_usable
                 || entry.last_lba > table.header.last_usable
@@ -229,28 +232,8 @@ impl Table {
 
     /// The used entries, by number.
     #[must_use]
-    pub fn entries(&self) -> Vec<Entry> {
-        // The array was read once when the copy was checked.
-        self.try_entries().unwrap_or_default()
-    }
-
-    fn try_entries(&self) -> Result<Vec<Entry>, BadCopy> {
-        let mut header = self.header.clone();
-        header.part_start = 0;
-        let mut window = Window { base: 0, bytes: self.array.clone(), position: 0 };
-        let partitions = gpt::partition::file_read_partitions(&mut window, &header, self.sector.0)?;
-        Ok(partitions
-            .into_iter()
-            .filter(|(_, p)| !p.part_type_guid.guid.is_nil())
-            .map(|(number, p)| Entry {
-                number,
-                type_guid: p.part_type_guid.guid,
-                guid: p.part_guid,
-                first_lba: p.first_lba,
-                last_lba: p.last_lba,
-                label: p.name,
-            })
-            .collect())
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
     }
 
     /// Whether both describe the same partitions of the same disk.
@@ -265,6 +248,7 @@ impl Table {
         if let Some(slot) = self.array.get_mut(start..start + ENTRY_BYTES as usize) {
             slot.fill(0);
         }
+        self.entries.retain(|entry| entry.number != number);
     }
 
     /// This table as the other copy: the same entries, the places exchanged. The primary's entries
@@ -315,6 +299,24 @@ impl Table {
         }
         Ok(vec![window.cut(array_offset, array_span)?, window.cut(header_offset, sector_bytes)?])
     }
+}
+
+/// The used entries of an array that its header vouches for.
+fn entries_in(header: &Header, array: &[u8], sector: SectorBytes) -> Result<Vec<Entry>, BadCopy> {
+    let mut header = header.clone();
+    header.part_start = 0;
+    let mut window = Window { base: 0, bytes: array.to_vec(), position: 0 };
+    let partitions = gpt::partition::file_read_partitions(&mut window, &header, sector.0)?;
+    let used = partitions.into_iter().filter(|(_, p)| !p.part_type_guid.guid.is_nil());
+    let entry = |(number, p): (u32, gpt::partition::Partition)| Entry {
+        number,
+        type_guid: p.part_type_guid.guid,
+        guid: p.part_guid,
+        first_lba: p.first_lba,
+        last_lba: p.last_lba,
+        label: p.name,
+    };
+    Ok(used.map(entry).collect())
 }
 
 /// A slice of the disk in memory, at its real offsets.
@@ -442,7 +444,7 @@ mod tests {
     #[test]
     fn removing_the_middle_keeps_all_other_numbers() {
         let mut disk = disk(5);
-        let before = read(&disk, 1).unwrap().entries();
+        let before = read(&disk, 1).unwrap().entries().to_vec();
         for lba in [SECTORS - 1, 1] {
             let mut table = read(&disk, lba).unwrap();
             table.remove(2);
@@ -450,7 +452,7 @@ mod tests {
             write(&mut disk, &table);
         }
         for lba in [1, SECTORS - 1] {
-            let after = read(&disk, lba).unwrap().entries();
+            let after = read(&disk, lba).unwrap().entries().to_vec();
             let kept: Vec<_> = before.iter().filter(|e| ![2, 3].contains(&e.number)).collect();
             assert_eq!(after.iter().collect::<Vec<_>>(), kept);
         }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::disk::OpenDisk;
 use crate::apply::table;
-use crate::format::gpt::{Copy, Entry};
+use crate::format::gpt::{Copy, Entry, Table};
 use crate::profile::ESP_TYPE;
 
 /// Where the ESP is mounted when nobody else has mounted it.
@@ -55,11 +55,11 @@ fn find_where(wanted: impl Fn(&Entry) -> bool) -> io::Result<Vec<Located>> {
         // A drive without a medium, or one that goes away while we look.
         let Ok(disk) = OpenDisk::open(&node) else { continue };
         let Ok(tables) = table::read(&disk) else { continue };
-        let is_esp = |entry: &Entry| entry.type_guid == ESP_TYPE && wanted(entry);
+        let is_esp = |entry: &&Entry| entry.type_guid == ESP_TYPE && wanted(entry);
         let entry = [Copy::Primary, Copy::Backup]
             .iter()
             .filter_map(|copy| tables.get(*copy))
-            .find_map(|table| table.entries().into_iter().find(is_esp));
+            .find_map(|table| table.entries().iter().find(is_esp));
         if let Some(entry) = entry {
             let partition = partition_of(&sys, &name, entry.number)?;
             found.push(Located { disk: node, partition });
@@ -124,9 +124,9 @@ fn partition_of(sys: &Path, name: &str, number: u32) -> io::Result<Option<PathBu
 pub fn partition_named(disk: &Path, type_guid: Uuid, label: &str) -> io::Result<Option<PathBuf>> {
     let tables = table::read(&OpenDisk::open(disk)?).map_err(io::Error::other)?;
     let table = [Copy::Primary, Copy::Backup].iter().find_map(|copy| tables.get(*copy));
-    let is_it = |entry: &Entry| entry.type_guid == type_guid && entry.label == label;
-    let found: Vec<Entry> =
-        table.map(|t| t.entries().into_iter().filter(is_it).collect()).unwrap_or_default();
+    let is_it = |entry: &&Entry| entry.type_guid == type_guid && entry.label == label;
+    let entries = table.map(Table::entries).unwrap_or_default();
+    let found: Vec<&Entry> = entries.iter().filter(is_it).collect();
     let ([entry], Some(name)) = (found.as_slice(), disk.file_name().and_then(|n| n.to_str()))
     else {
         return Ok(None);
