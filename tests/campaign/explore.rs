@@ -6,6 +6,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use restage::report::Outcome;
+
 use crate::model::{Fault, Shared, World};
 use crate::steps;
 
@@ -22,7 +24,8 @@ pub trait Case: Sync {
     /// Boots until nothing is left to do; the machine at rest after that.
     fn recover(&self, world: &Shared) -> Result<World, String>;
     /// What must be so in the end, on this way. A fault may have led to a refusal; a cut may not.
-    fn check_end(&self, end: &World, path: &[Cut]) -> Result<(), String>;
+    /// Returns the end in a word.
+    fn check_end(&self, end: &World, path: &[Cut]) -> Result<&'static str, String>;
 }
 
 /// How a run was interrupted.
@@ -115,6 +118,8 @@ pub struct Figures {
     pub by_step: BTreeMap<(u8, usize), usize>,
     /// Of these, with a fault.
     pub faults: usize,
+    /// How they ended.
+    pub outcomes: BTreeMap<&'static str, usize>,
     /// What is not as it must be.
     pub violations: Vec<Violation>,
 }
@@ -162,6 +167,16 @@ struct Item {
     path: Vec<Cut>,
     step: u8,
     image: World,
+}
+
+/// An outcome in a word.
+pub fn word(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Done => "done",
+        Outcome::Refused => "refused",
+        Outcome::Cancelled => "cancelled",
+        Outcome::RolledBack => "rolled back",
+    }
 }
 
 /// Whether the operation had returned.
@@ -213,7 +228,7 @@ pub fn explore(case: &dyn Case, reach: Reach, threads: usize) -> Figures {
 }
 
 /// Goes one way again, and says what comes of it.
-pub fn replay(case: &dyn Case, path: &[Cut]) -> Result<(), String> {
+pub fn replay(case: &dyn Case, path: &[Cut]) -> Result<&'static str, String> {
     let mut image = case.start();
     for (depth, cut) in path.iter().enumerate() {
         let run = |world: &Shared| {
@@ -232,7 +247,8 @@ pub fn replay(case: &dyn Case, path: &[Cut]) -> Result<(), String> {
                 let boundary = trace.lock().unwrap().get(change).cloned();
                 let boundary = boundary.ok_or_else(|| format!("there is no change {change}"))?;
                 let images = boundary.world.images();
-                println!("{cut}: image {number} of {} in step {}", images.len(), boundary.step);
+                let (of, step) = (images.len(), steps::name(boundary.step));
+                println!("{cut}: image {number} of {of}, in {step}");
                 images.get(number).cloned().ok_or_else(|| format!("there is no image {number}"))?
             }
             Cut::Returned { image: number } => {
@@ -397,11 +413,17 @@ impl Search<'_> {
             .check_image(&item.image)
             .and_then(|()| self.case.recover(&world))
             .and_then(|end| self.case.check_end(&end, &item.path));
-        if let Err(what) = ended {
-            let path: Vec<String> = item.path.iter().map(ToString::to_string).collect();
-            let path = format!("{}:{}", self.case.name(), path.join("/"));
-            self.figures.lock().unwrap().violations.push(Violation { path, what });
-            return;
+        match ended {
+            Ok(outcome) if seen == Seen::New => {
+                *self.figures.lock().unwrap().outcomes.entry(outcome).or_default() += 1;
+            }
+            Ok(_) => {}
+            Err(what) => {
+                let path: Vec<String> = item.path.iter().map(ToString::to_string).collect();
+                let path = format!("{}:{}", self.case.name(), path.join("/"));
+                self.figures.lock().unwrap().violations.push(Violation { path, what });
+                return;
+            }
         }
         let Some(trace) = trace else { return };
         if depth == 1 {

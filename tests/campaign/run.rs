@@ -13,14 +13,19 @@
 
 mod cases;
 mod explore;
+mod figures;
 mod model;
 mod steps;
 
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use explore::{Case, Cut, Reach};
+use explore::{Case, Cut, Figures, Reach};
+use figures::{Operation, Tried};
 
 /// Interrupts every operation of restage in a model of the machine.
 #[derive(Parser)]
@@ -51,6 +56,9 @@ struct Arguments {
     /// Work with so many threads; as many as there are processors unless told otherwise.
     #[arg(long)]
     threads: Option<usize>,
+    /// Leave the figures in this file, for `restage-figures`.
+    #[arg(long)]
+    figures: Option<PathBuf>,
     /// Go one way again: CASE:c12.3/c4.0, as a violation names it.
     #[arg(long)]
     replay: Option<String>,
@@ -63,8 +71,8 @@ fn main() -> ExitCode {
     let cases = cases::all();
     if let Some(path) = &arguments.replay {
         return match replay(&cases, path) {
-            Ok(()) => {
-                println!("everything is as it must be");
+            Ok(outcome) => {
+                println!("{outcome}: everything is as it must be");
                 ExitCode::SUCCESS
             }
             Err(what) => {
@@ -81,50 +89,66 @@ fn main() -> ExitCode {
     };
     let all = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = arguments.threads.unwrap_or(all);
-    let (mut total, mut failed) = (0, false);
+    let (mut operations, mut failed) = (Vec::new(), false);
     for case in cases {
         if !arguments.cases.is_empty() && !arguments.cases.iter().any(|name| name == case.name()) {
             continue;
         }
         let begin = Instant::now();
         let figures = explore::explore(case.as_ref(), reach, threads);
-        total += figures.runs();
-        println!(
-            "{:17} {:7} interrupted runs, {:6} with a fault, {:6} twice, {:6} three times; {:3} s",
-            case.name(),
-            figures.runs(),
-            figures.faults,
-            figures.at_depth(2),
-            figures.at_depth(3),
-            begin.elapsed().as_secs()
-        );
-        let steps: Vec<String> =
-            figures.steps().map(|(step, runs)| format!("{step}: {runs}")).collect();
-        println!("    by step: {}", steps.join(", "));
-        if let Some((step, runs)) = figures.steps().find(|(_, runs)| *runs < arguments.each) {
-            println!(
-                "step {step} has {runs}, fewer than the {} that there must be",
-                arguments.each
-            );
+        tell(case.name(), &figures, begin);
+        failed |= !figures.violations.is_empty();
+        let operation = operation(case.name(), &figures);
+        for (step, runs) in operation.steps.iter().filter(|(_, runs)| **runs < arguments.each) {
+            println!("{step} has {runs}, fewer than the {} that there must be", arguments.each);
             failed = true;
         }
-        for violation in &figures.violations {
-            failed = true;
-            println!("VIOLATION {}: {}", violation.path, violation.what);
-        }
-        if let Some(first) = figures.violations.first() {
-            println!("see it again: restage-campaign --replay {}", first.path);
-        }
+        operations.push(operation);
     }
-    println!("{total} distinct interrupted runs");
-    if total < arguments.at_least {
+    let unit = "distinct interrupted runs".to_owned();
+    let layer = Tried { layer: "In a model of the machine".to_owned(), unit, operations };
+    println!("{} {}", layer.total(), layer.unit);
+    if layer.total() < arguments.at_least {
         println!("fewer than the {} that there must be", arguments.at_least);
         failed = true;
+    }
+    if let Some(path) = &arguments.figures {
+        serde_json::to_writer_pretty(File::create(path).unwrap(), &layer).unwrap();
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-fn replay(cases: &[Box<dyn Case>], path: &str) -> Result<(), String> {
+fn tell(name: &str, figures: &Figures, begin: Instant) {
+    println!(
+        "{name:17} {:7} interrupted runs, {:6} with a fault, {:6} twice, {:6} three times; {:3} s",
+        figures.runs(),
+        figures.faults,
+        figures.at_depth(2),
+        figures.at_depth(3),
+        begin.elapsed().as_secs()
+    );
+    let list = |counts: BTreeMap<String, usize>| {
+        let counts = counts.iter().map(|(name, count)| format!("{name}: {count}"));
+        counts.collect::<Vec<_>>().join(", ")
+    };
+    let operation = operation(name, figures);
+    println!("    by step: {}", list(operation.steps));
+    println!("    they ended: {}", list(operation.outcomes));
+    for violation in &figures.violations {
+        println!("VIOLATION {}: {}", violation.path, violation.what);
+    }
+    if let Some(first) = figures.violations.first() {
+        println!("see it again: restage-campaign --replay {}", first.path);
+    }
+}
+
+fn operation(name: &str, figures: &Figures) -> Operation {
+    let steps = figures.steps().map(|(step, runs)| (steps::name(step), runs)).collect();
+    let outcomes = figures.outcomes.iter().map(|(word, runs)| ((*word).to_owned(), *runs));
+    Operation { name: name.to_owned(), steps, outcomes: outcomes.collect() }
+}
+
+fn replay(cases: &[Box<dyn Case>], path: &str) -> Result<&'static str, String> {
     let (name, cuts) = path.split_once(':').ok_or("not CASE:CUT/CUT")?;
     let case = cases.iter().find(|case| case.name() == name);
     let case = case.ok_or_else(|| format!("there is no case `{name}`"))?;

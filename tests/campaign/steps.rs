@@ -1,11 +1,15 @@
-//! Which step of an operation a run is in, as its log says: `step 3/7 …`.
+//! Which step of an operation a run is in, as its log says: `step 3/7 wipe swap: …`.
 
 use std::cell::Cell;
+use std::sync::{Mutex, PoisonError};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 /// Before the first step, or where there are none.
 pub const NONE: u8 = 0;
+
+/// The names of all steps that were seen; a step's number is its place here, from 1.
+static NAMES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 thread_local! {
     static STEP: Cell<u8> = const { Cell::new(NONE) };
@@ -25,14 +29,36 @@ impl Log for Listener {
         // Only lines that begin so are formatted at all.
         if record.args().as_str().is_none() {
             let line = record.args().to_string();
-            let number = line.strip_prefix("step ").and_then(|rest| rest.split('/').next());
-            if let Some(number) = number.and_then(|number| number.parse().ok()) {
-                STEP.set(number);
+            if let Some(name) = name_in(&line) {
+                STEP.set(number_of(name));
             }
         }
     }
 
     fn flush(&self) {}
+}
+
+/// The name in a line of the log that begins a step.
+fn name_in(line: &str) -> Option<&str> {
+    let (place, rest) = line.strip_prefix("step ")?.split_once(' ')?;
+    place.split_once('/')?.0.parse::<u8>().ok()?;
+    Some(rest.split_once(':').map_or(rest, |(name, _)| name))
+}
+
+fn number_of(name: &str) -> u8 {
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    let place = names.iter().position(|known| known == name).unwrap_or_else(|| {
+        names.push(name.to_owned());
+        names.len() - 1
+    });
+    u8::try_from(place + 1).expect("there are few steps")
+}
+
+/// What a step is called.
+pub fn name(step: u8) -> String {
+    let names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    let place = usize::from(step).checked_sub(1);
+    place.and_then(|place| names.get(place).cloned()).unwrap_or_else(|| "outside of steps".into())
 }
 
 /// Begins to listen.

@@ -282,7 +282,7 @@ impl Lab {
         Ok(())
     }
 
-    fn check_end(&self, end: &World, allowed: &[Outcome]) -> Result<(), String> {
+    fn check_end(&self, end: &World, allowed: &[Outcome]) -> Result<&'static str, String> {
         let world = end.share();
         let reports = reports(&store(&world)?).map_err(|error| error.chain())?;
         let outcome = match reports.as_slice() {
@@ -323,8 +323,8 @@ impl Lab {
             return Err("a flag stays on the ESP".to_owned());
         }
         match outcome {
-            None if allowed.len() > 1 && allowed.contains(&Outcome::Cancelled) => Ok(()),
-            Some(outcome) if allowed.contains(&outcome) => Ok(()),
+            None if allowed.len() > 1 && allowed.contains(&Outcome::Cancelled) => Ok("untouched"),
+            Some(outcome) if allowed.contains(&outcome) => Ok(crate::explore::word(outcome)),
             outcome => Err(format!("the outcome is {outcome:?}, and not one of {allowed:?}")),
         }
     }
@@ -403,7 +403,7 @@ impl Case for RestoreCase {
     fn recover(&self, world: &Shared) -> Result<World, String> {
         self.lab.recover(world, self.ends)
     }
-    fn check_end(&self, end: &World, path: &[Cut]) -> Result<(), String> {
+    fn check_end(&self, end: &World, path: &[Cut]) -> Result<&'static str, String> {
         if has_returned(path) {
             return self.lab.check_end(end, &self.outcomes[..1]);
         }

@@ -257,7 +257,7 @@ impl Lab {
         Ok(())
     }
 
-    pub fn check_end(&self, end: &World, allowed: &[Outcome]) -> Result<(), String> {
+    pub fn check_end(&self, end: &World, allowed: &[Outcome]) -> Result<&'static str, String> {
         let world = end.share();
         let esp = esp(&world)?;
         let names = esp.names().map_err(|error| error.to_string())?;
@@ -299,8 +299,8 @@ impl Lab {
         }
         match outcome {
             // Nothing was staged.
-            None if allowed.len() > 1 && !reset => Ok(()),
-            Some(outcome) if allowed.contains(&outcome) => Ok(()),
+            None if allowed.len() > 1 && !reset => Ok("untouched"),
+            Some(outcome) if allowed.contains(&outcome) => Ok(crate::explore::word(outcome)),
             outcome => Err(format!("the outcome is {outcome:?}, and not one of {allowed:?}")),
         }
     }

@@ -57,7 +57,7 @@ impl Case for ResetCase {
     fn recover(&self, world: &Shared) -> Result<World, String> {
         self.lab.recover(world)
     }
-    fn check_end(&self, end: &World, path: &[Cut]) -> Result<(), String> {
+    fn check_end(&self, end: &World, path: &[Cut]) -> Result<&'static str, String> {
         if has_returned(path) {
             return self.lab.check_end(end, &self.outcomes[..1]);
         }
