@@ -9,6 +9,7 @@
 mod attributes;
 pub mod boot;
 pub mod boot_entry;
+pub mod child;
 pub mod console;
 pub mod directory;
 pub mod disk;

@@ -1,18 +1,19 @@
 //! A LUKS2 volume whose passphrases change: read here, changed by systemd-cryptenroll.
 //! Side: both. Touches the volume's header, through that program only.
 
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::Duration;
 
 use zeroize::Zeroizing;
 
 use super::disk::OpenDisk;
-use super::{Disk, host};
+use super::{Disk, child, host};
 use crate::format::luks::{Header, Slot};
 
-/// The most of an error message that is told.
-const MAX_SAID_BYTES: u64 = 2048;
+/// A key derivation takes seconds, and under emulation some more.
+const CRYPTENROLL_LIMIT: Duration = Duration::from_secs(300);
 
 /// What is left to others while a key slot is tried.
 const MEMORY_LEFT_KIB: u64 = 32 * 1024;
@@ -47,25 +48,9 @@ impl LuksVolume {
     fn cryptenroll(&self, arguments: &[&str], passphrase: Option<&str>) -> io::Result<()> {
         let mut command = Command::new("systemd-cryptenroll");
         command.args(arguments).arg(&self.path);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         // The program takes it from there and erases it; arguments would be seen by all.
         command.envs(passphrase.map(|passphrase| ("NEWPASSWORD", passphrase)));
-        let mut child = command.spawn().map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot run systemd-cryptenroll: {error}"))
-        })?;
-        let mut said = String::new();
-        if let Some(stderr) = child.stderr.take() {
-            let mut stderr = stderr.take(MAX_SAID_BYTES);
-            // What cannot be read is only missing from the message.
-            let _ = stderr.read_to_string(&mut said);
-            let _ = io::copy(&mut stderr.into_inner(), &mut io::sink());
-        }
-        let status = child.wait()?;
-        if status.success() {
-            return Ok(());
-        }
-        let said = said.trim().replace('\n', "; ");
-        Err(io::Error::other(format!("systemd-cryptenroll: {status}: {said}")))
+        child::run(&mut command, CRYPTENROLL_LIMIT)
     }
 }
 
