@@ -3,6 +3,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::io;
 
 /// What the boot does after an error. Decided where the error is made, obeyed in one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,15 +72,21 @@ impl Error {
     /// The whole chain in one line, causes after colons.
     #[must_use]
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
-        }
-        text
+        chain(self)
     }
+}
+
+/// Any error with its causes in one line, after colons.
+#[must_use]
+pub fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }
 
 impl fmt::Display for Error {
@@ -106,6 +113,46 @@ impl<T, E: Into<Box<dyn StdError + Send + Sync>>> Doing<T> for std::result::Resu
     }
 }
 
+/// An I/O error that says which call has failed, and on what.
+#[derive(Debug)]
+struct CallFailed {
+    what: String,
+    source: io::Error,
+}
+
+impl fmt::Display for CallFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl StdError for CallFailed {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&self.source)
+    }
+}
+
+/// Names the call that failed: `cannot sync /boot/restage/0123ABCD.REQ`.
+pub trait Calling<T> {
+    /// Wraps the error with `what`. Its kind stays, and [`system_error`] still finds its number.
+    fn calling(self, what: impl FnOnce() -> String) -> io::Result<T>;
+}
+
+impl<T> Calling<T> for io::Result<T> {
+    fn calling(self, what: impl FnOnce() -> String) -> io::Result<T> {
+        self.map_err(|source| io::Error::new(source.kind(), CallFailed { what: what(), source }))
+    }
+}
+
+/// The system's number of an error, whatever names it has been given.
+#[must_use]
+pub fn system_error(error: &io::Error) -> Option<i32> {
+    error.raw_os_error().or_else(|| {
+        let named = error.get_ref()?.downcast_ref::<CallFailed>()?;
+        system_error(&named.source)
+    })
+}
+
 /// A request that is not going to be carried out, and why. A result to report, not a failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
@@ -127,3 +174,20 @@ impl fmt::Display for Refused {
 }
 
 impl StdError for Refused {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_named_error_keeps_its_kind_its_number_and_its_cause() {
+        let full = || Err::<(), _>(io::Error::from_raw_os_error(28));
+        let named = full().calling(|| "cannot make x".to_owned());
+        let named = named.calling(|| "cannot do it".to_owned()).unwrap_err();
+        assert_eq!(named.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(system_error(&named), Some(28));
+        assert_eq!(system_error(&io::Error::other("x")), None);
+        let cause = io::Error::from_raw_os_error(28);
+        assert_eq!(chain(&named), format!("cannot do it: cannot make x: {cause}"));
+    }
+}

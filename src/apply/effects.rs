@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
 use super::table;
-use crate::error::{Doing, Error, Result};
+use crate::error::{Doing, Error, Result, chain};
 use crate::format::gpt::{Copy, Table};
 use crate::format::sha256_hex;
 use crate::plan::erase::regions;
@@ -107,7 +107,7 @@ pub fn wipe(disk: &mut dyn Disk, partition: &BoundPartition, erase: Erase) -> Re
         match disk.discard(offset, length) {
             Ok(true) => log::info!("wipe {label}: discarded"),
             Ok(false) => log::info!("wipe {label}: the disk does not discard"),
-            Err(error) => log::warn!("wipe {label}: cannot discard: {error}"),
+            Err(error) => log::warn!("wipe {label}: {}", chain(&error)),
         }
     }
     Ok(())
@@ -117,6 +117,7 @@ pub fn wipe(disk: &mut dyn Disk, partition: &BoundPartition, erase: Erase) -> Re
 /// the kernel forgets the partitions.
 pub fn gpt(disk: &mut dyn Disk, partitions: &[BoundPartition]) -> Result<()> {
     let tables = table::read(disk)?;
+    tables.tell_bad(disk);
     let without = |table: &Table| -> Result<Table> {
         let mut without = table.clone();
         for entry in table.entries() {

@@ -78,6 +78,7 @@ pub fn facts(machine: &mut Machine, profile: &Profile, scope: Scope) -> Result<F
 /// The disk and what is in its partitions.
 pub fn disk(disk: &dyn Disk, scope: Scope) -> Result<DiskFacts> {
     let tables = table::read(disk)?;
+    tables.tell_bad(disk);
     let (table, bad_copy) = match (&tables.primary, &tables.backup) {
         (Ok(primary), Ok(_)) => (primary, None),
         (Ok(primary), Err(_)) => (primary, Some(Copy::Backup)),
@@ -134,7 +135,11 @@ fn read_part(
     offset: u64,
     max_bytes: u64,
 ) -> Result<Zeroizing<Vec<u8>>> {
-    let what = || format!("cannot read partition {} `{}`", entry.number, entry.label);
+    let what = || match entry.number {
+        // No table was looked at: the volume is all that there is on it.
+        0 => format!("cannot look into {}", disk.name()),
+        number => format!("cannot look into partition {number} `{}`", entry.label),
+    };
     let sectors = entry.last_lba - entry.first_lba + 1;
     let length = sectors.saturating_mul(disk.sector_bytes()).saturating_sub(offset).min(max_bytes);
     let mut bytes = Zeroizing::new(vec![0; usize::try_from(length).doing(what)?]);

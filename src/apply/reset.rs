@@ -4,7 +4,7 @@
 use super::journal::{self, Committed, Journal, clear_away};
 use super::probe::{self, Scope};
 use super::{Ending, run};
-use crate::error::{Doing, Error, Next, Refused, Result};
+use crate::error::{Doing, Error, Next, Refused, Result, chain};
 use crate::format::envelope::MAX_BYTES;
 use crate::format::seed::Seeds;
 use crate::format::sha256_hex;
@@ -304,7 +304,7 @@ pub fn set_aside(
     if let Ok(Some(mut bytes)) = store.read(&name, MAX_BYTES) {
         bytes.truncate(journal::MAX_ASIDE_BYTES);
         if let Err(error) = store.remove(&copy).and_then(|()| store.create(&copy, &bytes)) {
-            log::warn!("cannot keep a copy of {name}: {error}");
+            log::warn!("cannot keep a copy of {name}: {}", chain(&error));
         }
     }
     let id = request.as_ref().map_or_else(|| stem.to_lowercase(), |r| r.id.clone());

@@ -22,6 +22,15 @@ impl Tables {
             Copy::Backup => self.backup.as_ref().ok(),
         }
     }
+
+    /// Says which copy is not valid, and why: with the other one the work goes on.
+    pub fn tell_bad(&self, disk: &dyn Disk) {
+        for (name, copy) in [("primary", &self.primary), ("backup", &self.backup)] {
+            if let Err(why) = copy {
+                log::warn!("the {name} partition table of {} is not valid: {why}", disk.name());
+            }
+        }
+    }
 }
 
 /// Reads both copies. Changes nothing. An unreadable disk is an error, a bad copy is a fact.

@@ -18,6 +18,7 @@ use crate::plan::facts::HostFacts;
 use crate::platform::disk::OpenDisk;
 use crate::platform::esp::EspDirectory;
 use crate::platform::locate::{self, Mounted};
+use crate::platform::named_disk::NamedDisk;
 use crate::platform::tpm::{EsysTpm, Ppi, TpmError};
 use crate::platform::{Machine, TpmDoor, efivar, host};
 use crate::profile::Profile;
@@ -80,7 +81,7 @@ fn machine(
 ) -> Result<Machine> {
     let disk = OpenDisk::open(disk).doing(|| format!("cannot open {}", disk.display()))?;
     Ok(Machine {
-        disk: Box::new(disk),
+        disk: Box::new(NamedDisk::new(disk)),
         esp: Box::new(esp),
         tpm: open_tpm(tcti),
         ppi,

@@ -125,7 +125,7 @@ impl From<HeaderError> for BadCopy {
 
 impl From<io::Error> for BadCopy {
     fn from(error: io::Error) -> Self {
-        Self(error.to_string())
+        Self(crate::error::chain(&error))
     }
 }
 

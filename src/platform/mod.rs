@@ -17,6 +17,7 @@ pub mod efivar;
 pub mod esp;
 pub mod host;
 pub mod locate;
+pub mod named_disk;
 pub mod new_file;
 pub mod state_fs;
 pub mod tpm;

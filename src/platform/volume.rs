@@ -9,7 +9,9 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::disk::OpenDisk;
+use super::named_disk::NamedDisk;
 use super::{Disk, child, host};
+use crate::error::Calling;
 use crate::format::luks::{Header, Slot};
 
 /// A key derivation takes seconds, and under emulation some more.
@@ -45,6 +47,11 @@ impl LuksVolume {
         Self { name: name.to_owned(), path: path.to_owned() }
     }
 
+    fn open(&self) -> io::Result<NamedDisk<OpenDisk>> {
+        let opened = OpenDisk::open(&self.path);
+        opened.calling(|| format!("cannot open {}", self.path.display())).map(NamedDisk::new)
+    }
+
     fn cryptenroll(&self, arguments: &[&str], passphrase: Option<&str>) -> io::Result<()> {
         let mut command = Command::new("systemd-cryptenroll");
         command.args(arguments).arg(&self.path);
@@ -60,7 +67,7 @@ impl Volume for LuksVolume {
     }
 
     fn header(&self) -> io::Result<Option<Header>> {
-        let mut device = OpenDisk::open(&self.path)?;
+        let mut device = self.open()?;
         device.forget_cache()?;
         crate::apply::probe::luks_on_device(&device).map_err(io::Error::other)
     }
@@ -68,7 +75,7 @@ impl Volume for LuksVolume {
     fn material(&self, slot: &Slot) -> io::Result<Zeroizing<Vec<u8>>> {
         let (offset, size) = slot.area().map_err(io::Error::other)?;
         let mut bytes = Zeroizing::new(vec![0; usize::try_from(size).map_err(io::Error::other)?]);
-        let mut device = OpenDisk::open(&self.path)?;
+        let mut device = self.open()?;
         device.forget_cache()?;
         device.read(offset, &mut bytes)?;
         Ok(bytes)

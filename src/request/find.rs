@@ -30,7 +30,7 @@ impl Found {
 
 /// Looks at the names.
 pub fn look(store: &dyn Store) -> Result<Found> {
-    Ok(sort(&store.names().doing(|| "cannot list restage's directory on the ESP".to_owned())?))
+    Ok(sort(&store.names().doing(|| "cannot look for what there is to do".to_owned())?))
 }
 
 /// A report ends everything with its stem; a journal is a commit; a request without either is

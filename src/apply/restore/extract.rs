@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use super::Machine;
-use crate::error::{Doing, Error, Refused, Result};
+use crate::error::{Doing, Error, Refused, Result, chain};
 use crate::format::archive::{self, Attributes, Entry, Kind, Limits, ReadError};
 use crate::format::hex;
 use crate::format::state::StateFile;
@@ -107,7 +107,7 @@ pub fn into_new(
 ) -> Result<(Backup, Vec<Entry>), Refused> {
     let name = file_name(&request.id, "ARC");
     let refused = |why: String| Refused::because(format!("the staged archive {name}: {why}"));
-    let failed = |error: io::Error| refused(error.to_string());
+    let failed = |error: io::Error| refused(chain(&error));
     let archive = machine.store.open(&name).map_err(failed)?;
     let archive = archive.ok_or_else(|| refused("it is not there".to_owned()))?;
     machine.state.make(Place::New).map_err(failed)?;
@@ -123,7 +123,7 @@ pub fn into_new(
         }
         state.write(Place::New, entry, content)
     })
-    .map_err(|error| refused(error.to_string()))?;
+    .map_err(|error| refused(chain(&error)))?;
     if backup.sha256 != request.archive.sha256 || backup.bytes != request.archive.bytes {
         return Err(refused("it is not the one that was staged: its SHA-256 differs".to_owned()));
     }

@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use super::Machine;
 use super::extract::{self, MAX_STATE_BYTES};
-use crate::error::{Doing, Result};
+use crate::error::{Doing, Result, chain};
 use crate::format::archive::Kind;
 use crate::format::luks::{Header, SlotKind};
 use crate::format::state::StateFile;
@@ -83,7 +83,7 @@ pub fn facts(
         } else {
             Some(machine.state.is_encrypted().doing(what)?)
         },
-        no_exchange: no_exchange.err().map(|error| error.to_string()),
+        no_exchange: no_exchange.err().map(|error| chain(&error)),
         other_state: machine.state.identity(Place::Sibling).doing(what)?.is_some(),
         is_hibernated: machine.is_hibernated,
         volumes,
@@ -95,7 +95,7 @@ fn volumes(machine: &Machine, profile: &State) -> Result<Vec<VolumeFacts>> {
     let mut facts = Vec::new();
     for (asked, volume) in profile.volumes.iter().zip(&machine.volumes) {
         let volume = volume.as_ref();
-        let header = volume.header().map_err(|error| error.to_string());
+        let header = volume.header().map_err(|error| chain(&error));
         let header = header.and_then(|found| found.ok_or_else(|| "no LUKS2 header".to_owned()));
         let own_key = match &header {
             Err(why) => Err(why.clone()),
@@ -143,7 +143,8 @@ fn open_passphrases(machine: &Machine, candidates: &BTreeSet<&str>) -> Vec<Zeroi
     let opens_all = |passphrase: &&&str| {
         machine.volumes.iter().all(|volume| {
             opens(volume.as_ref(), passphrase).unwrap_or_else(|error: std::io::Error| {
-                log::warn!("volume {}: cannot try a passphrase: {error}", volume.name());
+                let why = chain(&error);
+                log::warn!("volume {}: cannot try a passphrase: {why}", volume.name());
                 false
             })
         })

@@ -149,7 +149,15 @@ impl std::fmt::Display for ReadError {
     }
 }
 
-impl std::error::Error for ReadError {}
+impl std::error::Error for ReadError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Bad(_) => None,
+            // Its own text is told above.
+            Self::Io(error) => error.source(),
+        }
+    }
+}
 
 fn bad<T>(why: impl Into<String>) -> Result<T, ReadError> {
     Err(ReadError::Bad(why.into()))

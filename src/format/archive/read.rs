@@ -8,6 +8,7 @@ use flate2::bufread::GzDecoder;
 use super::header::Header;
 use super::name::Order;
 use super::{BLOCK, Entry, Layout, Limits, ReadError, bad, padding};
+use crate::error::system_error;
 
 /// GNU tar fills its last record with zeros; nobody needs more than this.
 const MAX_PADDING_BLOCKS: usize = 2048;
@@ -171,7 +172,7 @@ impl<R: BufRead> Read for Content<'_, R> {
 /// An error of the decoder: the source's own errors have a number of the system.
 fn of_gzip(error: io::Error) -> ReadError {
     match error.kind() {
-        _ if error.raw_os_error().is_some() => ReadError::Io(error),
+        _ if system_error(&error).is_some() => ReadError::Io(error),
         io::ErrorKind::UnexpectedEof => ReadError::Bad(CUT.to_owned()),
         _ => ReadError::Bad(format!("gzip: {error}")),
     }

@@ -6,13 +6,16 @@
 //! protocols; each says what is durable when it returns. Links are never followed.
 
 mod kernel;
+mod named;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
 use std::path::Path;
 
 pub use kernel::Kernel;
+pub use named::Named;
 
+use crate::error::{Calling, chain};
 use crate::format::archive::{Attributes, Kind};
 
 /// Trees deeper than this are not ours to remove.
@@ -122,7 +125,8 @@ pub trait Directory {
 
 /// Opens a directory by path.
 pub fn open(path: &Path) -> io::Result<Dir> {
-    Ok(Box::new(Kernel::open(path)?))
+    let opened = Kernel::open(path).calling(|| format!("cannot open {}", path.display()))?;
+    Ok(Named::new(Box::new(opened), path))
 }
 
 /// Opens a directory in a directory; none when it is not there.
@@ -231,7 +235,8 @@ pub fn shred(directory: &dyn Directory, name: impl AsRef<OsStr>) -> io::Result<(
         if is_readable(directory, name) {
             return Err(error);
         }
-        log::warn!("`{}` cannot be read, nor overwritten: {error}", name.to_string_lossy());
+        let why = chain(&error);
+        log::warn!("`{}` cannot be read, nor overwritten: {why}", name.to_string_lossy());
     }
     remove(directory, name)
 }
