@@ -12,6 +12,7 @@
 )]
 
 mod cases;
+mod controls;
 mod explore;
 mod figures;
 mod model;
@@ -59,6 +60,9 @@ struct Arguments {
     /// Leave the figures in this file, for `restage-figures`.
     #[arg(long)]
     figures: Option<PathBuf>,
+    /// Work with known mistakes, and look whether each is seen.
+    #[arg(long)]
+    controls: bool,
     /// Go one way again: CASE:c12.3/c4.0, as a violation names it.
     #[arg(long)]
     replay: Option<String>,
@@ -89,6 +93,9 @@ fn main() -> ExitCode {
     };
     let all = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = arguments.threads.unwrap_or(all);
+    if arguments.controls {
+        return controls::run(threads);
+    }
     let (mut operations, mut failed) = (Vec::new(), false);
     for case in cases {
         if !arguments.cases.is_empty() && !arguments.cases.iter().any(|name| name == case.name()) {

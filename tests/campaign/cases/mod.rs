@@ -1,7 +1,7 @@
 //! The operations, and what has to be so.
 
-mod reset;
-mod restore;
+pub mod reset;
+pub mod restore;
 
 use crate::explore::Case;
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use restage::apply::journal::reports;
@@ -21,6 +22,8 @@ use restage::report::Outcome;
 use restage::request::restore::SkipItem;
 use restage::request::{Staged, find, stage_restore};
 
+use crate::controls::Wrong;
+use crate::controls::store::Unsynced;
 use crate::explore::{Case, Cut, had_fault, has_returned};
 use crate::model::disk::Sectors;
 use crate::model::files::{self, Files, Flavor, Found};
@@ -59,6 +62,8 @@ struct Lab {
     unconfirmed: World,
     confirmed: Option<World>,
     rolled_back: Option<World>,
+    /// A mistake in how it works, to see whether it is seen.
+    wrong: Option<Wrong>,
 }
 
 impl Lab {
@@ -110,6 +115,7 @@ impl Lab {
             unconfirmed,
             confirmed,
             rolled_back,
+            wrong: None,
         };
         lab.prepare();
         lab
@@ -170,6 +176,16 @@ impl Lab {
         })
     }
 
+    /// Where the flag goes.
+    fn flags(&self, world: &Shared) -> Result<EspDirectory, String> {
+        if self.wrong != Some(Wrong::NoDirectorySync) {
+            return esp(world);
+        }
+        let inner = files::root(world, Device::Esp);
+        let root = Unsynced { inner, is_made: Rc::default() };
+        EspDirectory::below(Box::new(root), "restage").map_err(|error| error.to_string())
+    }
+
     /// What `restage restore` does.
     fn stage(&self, world: &Shared) -> Result<(), String> {
         let mut machine = self.machine(world)?;
@@ -183,7 +199,7 @@ impl Lab {
                 stage_restore::check(&mut machine, profile, skip, &mut taken, Trial::Make)?;
             let checked = checked.map_err(|refused| restage::error::Error::new(refused.reason))?;
             let by = Staged { command: "t".into(), user: "t".into(), restage: "0".into(), at: NOW };
-            let mut flags = esp(world).map_err(restage::error::Error::new)?;
+            let mut flags = self.flags(world).map_err(restage::error::Error::new)?;
             let flags = Some(&mut flags as &mut dyn restage::platform::Store);
             stage_restore::stage(&mut machine, flags, &checked, archive, skip, by, ID)
         })();
@@ -273,6 +289,15 @@ impl Lab {
         let slot = if text.contains(OLD) { 1 } else { 2 };
         if !image.slots.iter().all(|slots| slots.opens(slot)) {
             return Err(format!("the listed passphrase opens not both: {:?}", image.slots));
+        }
+        // A flag alone means nothing; without it a boot does not look.
+        let has = |files: &Files, end: &str| {
+            let whole = |found: &Found| !matches!(found, Found::Unreadable);
+            files.all().iter().any(|(path, found)| path.ends_with(end) && whole(found))
+        };
+        let is_open = ["REQ", "JNL"].iter().any(|end| has(&image.state, end));
+        if is_open && !has(&image.state, ".RPT") && !has(&image.esp, ".FLG") {
+            return Err("a restore is there, and no flag says so".to_owned());
         }
         for (name, key) in old.iter().filter(|(name, _)| name.contains("zpool")) {
             if !all.values().any(|found| found == key) {
@@ -417,6 +442,16 @@ impl Case for RestoreCase {
         }
         self.lab.check_end(end, &allowed)
     }
+}
+
+/// A staging that is done in a wrong way.
+pub fn staged_with(wrong: Wrong) -> Box<dyn Case> {
+    let mut lab = Lab::new("");
+    lab.wrong = Some(wrong);
+    let (start, lab) = (lab.clean.clone(), Arc::new(lab));
+    let outcomes = vec![Outcome::Done, Outcome::Cancelled, Outcome::Refused];
+    let (work, ends) = (Work::Stage, Ends::Confirm);
+    Box::new(RestoreCase { name: "restore-stage", lab, start, work, ends, outcomes })
 }
 
 /// All cases of a restore.

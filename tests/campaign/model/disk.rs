@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use restage::platform::Disk;
 
-use super::{Call, Device, Shared};
+use super::call::{Object, Op};
+use super::{Call, Device, Shared, World};
 
 /// What is copied when one byte changes.
 const CHUNK: usize = 4096;
@@ -108,6 +109,11 @@ impl Sectors {
             }
         }
         offsets
+    }
+
+    /// What a sector is here.
+    pub fn sector_bytes(&self) -> u64 {
+        self.sector_bytes
     }
 
     /// A part of it.
@@ -233,6 +239,19 @@ impl ModelDisk {
     }
 }
 
+impl ModelDisk {
+    fn call<T>(
+        &self,
+        call: Call,
+        verb: &'static str,
+        object: Object<'_>,
+        effect: impl FnOnce(&mut World) -> T,
+    ) -> io::Result<T> {
+        let op = Op { device: Device::Disk, call, verb, object };
+        self.world.borrow_mut().call(op, |world, _| Ok(effect(world)))
+    }
+}
+
 impl Disk for ModelDisk {
     fn name(&self) -> &'static str {
         "the disk"
@@ -245,41 +264,33 @@ impl Disk for ModelDisk {
     }
     fn make_writable(&mut self) -> io::Result<()> {
         self.is_writable = true;
-        self.world.borrow_mut().call(Device::Disk, Call::Read, |_, _| Ok(()))
+        self.call(Call::Read, "open", Object::Whole, |_| ())
     }
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.world.borrow_mut().call(Device::Disk, Call::Read, |world, _| {
-            world.disk.cached.read(offset, buffer);
-            Ok(())
-        })
+        let object = Object::Sectors(offset, buffer.len() as u64);
+        self.call(Call::Read, "read", object, |world| world.disk.cached.read(offset, buffer))
     }
     fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         assert!(self.is_writable, "written before it was opened for writing");
-        self.world.borrow_mut().call(Device::Disk, Call::Change, |world, _| {
-            world.disk.write(offset, bytes);
-            Ok(())
-        })
+        let object = Object::Sectors(offset, bytes.len() as u64);
+        self.call(Call::Change, "write", object, |world| world.disk.write(offset, bytes))
     }
     fn flush(&mut self) -> io::Result<()> {
-        self.world.borrow_mut().call(Device::Disk, Call::Sync, |world, _| {
-            world.disk.flush();
-            Ok(())
-        })
+        self.call(Call::Sync, "flush", Object::Whole, |world| world.disk.flush())
     }
     fn forget_cache(&mut self) -> io::Result<()> {
-        self.world.borrow_mut().call(Device::Disk, Call::Read, |world, _| {
-            world.disk.forget();
-            Ok(())
-        })
+        let verb = "forget what is cached of";
+        self.call(Call::Read, verb, Object::Whole, |world| world.disk.forget())
     }
-    fn discard(&mut self, _offset: u64, _bytes: u64) -> io::Result<bool> {
+    fn discard(&mut self, offset: u64, bytes: u64) -> io::Result<bool> {
         // What a discard leaves behind is not defined; that nothing is left is the harder case.
-        self.world.borrow_mut().call(Device::Disk, Call::Read, |_, _| Ok(false))
+        self.call(Call::Read, "discard", Object::Sectors(offset, bytes), |_| false)
     }
-    fn partition_in_use(&self, _number: u32) -> io::Result<bool> {
-        self.world.borrow_mut().call(Device::Disk, Call::Read, |_, _| Ok(false))
+    fn partition_in_use(&self, number: u32) -> io::Result<bool> {
+        self.call(Call::Read, "tell whether", Object::Partition(number), |_| false)
     }
-    fn drop_partition(&mut self, _number: u32) -> io::Result<()> {
-        self.world.borrow_mut().call(Device::Disk, Call::Read, |_, _| Ok(()))
+    fn drop_partition(&mut self, number: u32) -> io::Result<()> {
+        let verb = "make the kernel forget";
+        self.call(Call::Read, verb, Object::Partition(number), |_| ())
     }
 }

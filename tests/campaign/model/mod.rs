@@ -3,6 +3,7 @@
 //! What a program writes is volatile until it is flushed or synced. [`World::images`] tells what may
 //! be on the media when the power goes: see [`disk`] and [`files`] for what is modelled, and what not.
 
+pub mod call;
 pub mod disk;
 pub mod files;
 pub mod tpm;
@@ -15,6 +16,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use call::{Broken, Listing, Met, Op};
 use disk::Sectors;
 use files::Files;
 use volume::Slots;
@@ -45,16 +47,18 @@ pub enum Fault {
     Short,
     /// The device is gone until the next boot.
     Vanish,
+    /// EROFS; nothing has happened. Only for calls that change something.
+    ReadOnly,
 }
 
 impl Fault {
-    /// All of them.
+    /// Those that the campaign tries everywhere.
     pub const ALL: [Self; 5] =
         [Self::Error, Self::ErrorAfter, Self::NoSpace, Self::Short, Self::Vanish];
 }
 
 /// What a call does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Call {
     /// Nothing.
     Read,
@@ -67,7 +71,7 @@ pub enum Call {
 }
 
 /// A device of the model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Device {
     /// The disk, as a whole.
     Disk,
@@ -102,6 +106,12 @@ pub struct World {
     pub has_faulted: bool,
     /// The step in which it did.
     pub faulted_in: u8,
+    /// The call that it met.
+    pub met: Option<Met>,
+    /// What fails at every call.
+    pub broken: Option<Arc<Broken>>,
+    /// Every call is written down here.
+    pub listing: Option<Listing>,
     gone: Option<Device>,
     tracing: Option<Trace>,
 }
@@ -134,6 +144,9 @@ impl World {
             fault: None,
             has_faulted: false,
             faulted_in: 0,
+            met: None,
+            broken: None,
+            listing: None,
             gone: None,
             tracing: None,
         }
@@ -161,18 +174,30 @@ impl World {
     /// One call: counted, made to fail, remembered.
     pub fn call<T>(
         &mut self,
-        device: Device,
-        call: Call,
+        op: Op<'_>,
         effect: impl FnOnce(&mut Self, bool) -> io::Result<T>,
     ) -> io::Result<T> {
+        let (device, call) = (op.device, op.call);
         let this = self.calls;
         self.calls += 1;
+        if let Some(listing) = &self.listing {
+            listing.lock().unwrap().push(self.describe(op));
+        }
         if self.gone == Some(device) {
             return Err(io::Error::from_raw_os_error(19)); // ENODEV
+        }
+        if let Some(broken) = self.broken.clone().filter(|broken| broken.meets(self, this, op)) {
+            self.has_faulted = true;
+            self.met = Some(self.describe(op));
+            if call == Call::Sync {
+                self.lose(device);
+            }
+            return Err(io::Error::from_raw_os_error(broken.error));
         }
         let fault = self.fault.filter(|(at, _)| *at == this).map(|(_, fault)| fault);
         let applies = match fault {
             Some(Fault::NoSpace | Fault::Short) => call == Call::Write,
+            Some(Fault::ReadOnly) => matches!(call, Call::Write | Call::Change),
             Some(Fault::ErrorAfter) => call != Call::Read,
             Some(Fault::Error | Fault::Vanish) => true,
             None => false,
@@ -180,12 +205,14 @@ impl World {
         if applies {
             self.has_faulted = true;
             self.faulted_in = crate::steps::now();
+            self.met = Some(self.describe(op));
         }
         let error = || Err(io::Error::from_raw_os_error(5)); // EIO
         let result = match fault.filter(|_| applies) {
             None => effect(self, false),
             Some(Fault::Short) => effect(self, true),
             Some(Fault::NoSpace) => return Err(io::Error::from_raw_os_error(28)),
+            Some(Fault::ReadOnly) => return Err(io::Error::from_raw_os_error(30)),
             Some(Fault::Vanish) => {
                 self.gone = Some(device);
                 return Err(io::Error::from_raw_os_error(19));
@@ -193,12 +220,7 @@ impl World {
             Some(Fault::ErrorAfter) => effect(self, false).and_then(|_| error()),
             Some(Fault::Error) => {
                 if call == Call::Sync {
-                    match device {
-                        Device::Disk => self.disk.lose(),
-                        Device::Esp => self.esp.lose(),
-                        Device::State => self.state.lose(),
-                        Device::Tpm | Device::Slots => {}
-                    }
+                    self.lose(device);
                 }
                 error()
             }
@@ -206,10 +228,20 @@ impl World {
         if call != Call::Read
             && let Some(tracing) = &self.tracing
         {
-            let world = Self { tracing: None, ..self.clone() };
+            let world = Self { tracing: None, listing: None, ..self.clone() };
             tracing.lock().unwrap().push(Boundary { step: crate::steps::now(), world });
         }
         result
+    }
+
+    /// A sync has failed: what it should have made durable is never made so by a later one.
+    fn lose(&mut self, device: Device) {
+        match device {
+            Device::Disk => self.disk.lose(),
+            Device::Esp => self.esp.lose(),
+            Device::State => self.state.lose(),
+            Device::Tpm | Device::Slots => {}
+        }
     }
 
     /// What may be on the media if the power goes now: each a machine at rest, before its next boot.

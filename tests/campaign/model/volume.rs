@@ -18,7 +18,8 @@ use sha2::{Digest, Sha256};
 use xts_mode::{Xts128, get_tweak_default};
 use zeroize::Zeroizing;
 
-use super::{Call, Device, Shared};
+use super::call::{Object, Op};
+use super::{Call, Device, Shared, World};
 use crate::model::files::Found;
 
 /// Size of one header, binary and JSON area: the smallest that there is.
@@ -34,7 +35,7 @@ pub const OLD: &str = "old-passphrase-0123";
 pub const NEW: &str = "new-passphrase-4567";
 /// Root's and swap's own keys.
 pub const OWN: [&str; 2] = ["root-machine-key-0123456789", "swap-machine-key-0123456789"];
-const NAMES: [&str; 2] = ["root", "swap"];
+pub const NAMES: [&str; 2] = ["root", "swap"];
 
 /// Which key slots a volume has: 0 is its own, 1 the old passphrase's, 2 the new one's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -167,54 +168,58 @@ impl ModelVolume {
     }
 }
 
+impl ModelVolume {
+    fn call<T>(
+        &self,
+        call: Call,
+        verb: &'static str,
+        effect: impl FnOnce(&mut World) -> T,
+    ) -> io::Result<T> {
+        let op = Op { device: Device::Slots, call, verb, object: Object::Volume(self.index) };
+        self.world.borrow_mut().call(op, |world, _| Ok(effect(world)))
+    }
+}
+
 impl Volume for ModelVolume {
     fn name(&self) -> &str {
         NAMES[self.index]
     }
     fn header(&self) -> io::Result<Option<Header>> {
-        let index = self.index;
-        self.world
-            .borrow_mut()
-            .call(Device::Slots, Call::Read, |world, _| Ok(world.slots[index].there))
-            .map(|there| Some(read(index, there).clone()))
+        let there = self.call(Call::Read, "header", |world| world.slots[self.index].there)?;
+        Ok(Some(read(self.index, there).clone()))
     }
     fn material(&self, slot: &Slot) -> io::Result<Zeroizing<Vec<u8>>> {
         let index = self.index;
-        self.world.borrow_mut().call(Device::Slots, Call::Read, |world, _| {
+        self.call(Call::Read, "try", |world| {
             let number = usize::try_from(slot.index).unwrap();
-            let bytes = if world.slots[index].wiped == Some(slot.index) {
+            Zeroizing::new(if world.slots[index].wiped == Some(slot.index) {
                 vec![0; usize::try_from(AREA_BYTES).unwrap()]
             } else {
                 material(index, number, [OWN[index], OLD, NEW][number])
-            };
-            Ok(Zeroizing::new(bytes))
+            })
         })
     }
     fn enroll(&mut self, key_file: &Path, passphrase: &str) -> io::Result<()> {
         let index = self.index;
         assert_eq!(passphrase, NEW);
-        self.world.borrow_mut().call(Device::Slots, Call::Change, |world, _| {
+        self.call(Call::Change, "enroll", |world| {
             let path = key_file.strip_prefix("/").unwrap().to_string_lossy().into_owned();
             let key = Found::File(OWN[index].as_bytes().to_vec());
             assert_eq!(world.state.all().get(&path), Some(&key), "not the machine's own key");
             assert!(!world.slots[index].there[2], "a slot leaks");
             world.slots[index].there[2] = true;
-            Ok(())
         })
     }
     fn remove_slot(&mut self, slot: u32) -> io::Result<()> {
         let index = self.index;
         let number = usize::try_from(slot).unwrap();
-        let mut world = self.world.borrow_mut();
-        world.call(Device::Slots, Call::Change, |world, _| {
+        self.call(Call::Change, "remove", |world| {
             assert!(number > 0 && world.slots[index].there[number], "no such slot is to go");
             world.slots[index].wiped = Some(slot);
-            Ok(())
         })?;
-        world.call(Device::Slots, Call::Change, |world, _| {
+        self.call(Call::Change, "remove", |world| {
             world.slots[index].there[number] = false;
             world.slots[index].wiped = None;
-            Ok(())
         })
     }
 }

@@ -3,25 +3,31 @@
 use restage::apply::journal::{Committed, Journal, reports};
 use restage::apply::probe::{self, Scope};
 use restage::apply::reset::{Applied, apply};
-use restage::error::Next;
+use restage::error::{Next, chain};
 use restage::plan::facts::HostFacts;
 use restage::plan::reset::Ask;
 use restage::platform::directory::{self, Directory};
 use restage::platform::esp::EspDirectory;
-use restage::platform::{Machine, Store, TpmDoor};
+use restage::platform::named_disk::NamedDisk;
+use restage::platform::tpm::Tpm;
+use restage::platform::{Disk, Esp, Machine, TpmDoor};
 use restage::profile::Profile;
 use restage::report::Outcome;
 use restage::request::{Staged, stage};
 
 use super::disk::{PARTITIONS, Places, SECRET, SEED, Tables, WIPED, disk};
+use crate::controls::Wrong;
+use crate::controls::order::{Hasty, RecordsFirst};
+use crate::controls::store::WrongStore;
+use crate::controls::table::CrateWrites;
 use crate::model::disk::{ModelDisk, Sectors};
 use crate::model::files::{self, Files, Flavor};
 use crate::model::tpm::ModelTpm;
 use crate::model::volume::{DATA_OFFSET, Slots};
 use crate::model::{Device, Shared, World};
 
-const ID: &str = "0123456789abcdef0123456789abcdef";
-const STEM: &str = "01234567";
+pub const ID: &str = "0123456789abcdef0123456789abcdef";
+pub const STEM: &str = "01234567";
 pub const NOW: u64 = 1000;
 /// Boots until a reset must be over.
 const MAX_BOOTS: usize = 6;
@@ -38,6 +44,8 @@ pub struct Lab {
     places: Places,
     /// The disk after a reset.
     reset_disk: Sectors,
+    /// A mistake in how it works, to see whether it is seen.
+    pub wrong: Option<Wrong>,
 }
 
 /// What of a machine differs between the cases.
@@ -80,7 +88,7 @@ impl Lab {
         }
         clean = world.borrow().settled();
         let (reset_disk, staged) = (clean.disk.clone(), clean.clone());
-        let mut lab = Self { profile, shape, clean, staged, places, reset_disk };
+        let mut lab = Self { profile, shape, clean, staged, places, reset_disk, wrong: None };
         let world = lab.clean.share();
         lab.stage(&world).unwrap();
         lab.staged = world.borrow().settled();
@@ -143,17 +151,46 @@ impl Lab {
     }
 
     pub fn machine(&self, world: &Shared) -> Result<Machine, String> {
+        let disk = || NamedDisk::new(ModelDisk::new(world));
+        let tpm = || ModelTpm(world.clone());
+        let hasty = Hasty::new(world, STEM);
+        let esp = self.esp(world, &hasty)?;
+        let (disk, tpm): (Box<dyn Disk>, Box<dyn Tpm>) = match self.wrong {
+            Some(Wrong::RecordFirst) => (
+                Box::new(RecordsFirst { inner: disk(), hasty: hasty.clone() }),
+                Box::new(RecordsFirst { inner: tpm(), hasty }),
+            ),
+            Some(Wrong::GptCrate) => (Box::new(CrateWrites(disk())), Box::new(tpm())),
+            _ => (Box::new(disk()), Box::new(tpm())),
+        };
         Ok(Machine {
-            disk: Box::new(ModelDisk::new(world)),
-            esp: Box::new(esp(world)?),
+            disk,
+            esp,
             tpm: match self.shape.tpm {
-                Where::Chip => TpmDoor::Open(Box::new(ModelTpm(world.clone()))),
+                Where::Chip => TpmDoor::Open(tpm),
                 Where::Esp | Where::Nowhere => TpmDoor::None,
             },
             ppi: None,
             host: HostFacts { now: NOW, ..HostFacts::default() },
             other_tpm_volumes: Vec::new(),
             loaded_credentials: Vec::new(),
+        })
+    }
+
+    /// The ESP, as this machine works with it.
+    fn esp(&self, world: &Shared, hasty: &Hasty) -> Result<Box<dyn Esp>, String> {
+        let root = || files::root(world, Device::Esp);
+        let said = |error: std::io::Error| chain(&error);
+        let below = |root| EspDirectory::below(root, "restage").map_err(said);
+        Ok(match self.wrong {
+            None | Some(Wrong::GptCrate | Wrong::NoDirectorySync) => Box::new(below(root())?),
+            Some(Wrong::Rename | Wrong::RenameOver) => {
+                let is_one_marker = self.wrong == Some(Wrong::RenameOver);
+                Box::new(WrongStore { inner: below(root())?, root: root(), is_one_marker })
+            }
+            Some(Wrong::RecordFirst) => {
+                Box::new(RecordsFirst { inner: below(root())?, hasty: hasty.clone() })
+            }
         })
     }
 
@@ -211,13 +248,13 @@ impl Lab {
             }
         }
         let world = image.share();
-        let esp = esp(&world)?;
-        let names = esp.names().map_err(|error| error.to_string())?;
+        let esp = self.esp(&world, &Hasty::new(&world, STEM))?;
+        let names = esp.names().map_err(|error| chain(&error))?;
         let has = |extension: &str| names.contains(&format!("{STEM}.{extension}"));
         let is_touched = !changed.is_empty() || self.is_tpm_touched(image);
         let is_over = has("RPT");
         let journal: Option<Journal<Committed>> =
-            has("JNL").then(|| Journal::load(&esp, STEM).ok()).flatten();
+            has("JNL").then(|| Journal::load(esp.as_ref(), STEM).ok()).flatten();
         if is_touched && !is_over && journal.is_none() {
             return Err("something is destroyed, and there is no journal".to_owned());
         }
@@ -259,9 +296,9 @@ impl Lab {
 
     pub fn check_end(&self, end: &World, allowed: &[Outcome]) -> Result<&'static str, String> {
         let world = end.share();
-        let esp = esp(&world)?;
-        let names = esp.names().map_err(|error| error.to_string())?;
-        let reports = reports(&esp).map_err(|error| error.chain())?;
+        let esp = self.esp(&world, &Hasty::new(&world, STEM))?;
+        let names = esp.names().map_err(|error| chain(&error))?;
+        let reports = reports(esp.as_ref()).map_err(|error| error.chain())?;
         let outcome = match reports.as_slice() {
             [] => None,
             [report] => Some(report.outcome),
@@ -309,9 +346,4 @@ impl Lab {
 fn tpm_on_esp(world: &World) -> Vec<(String, files::Found)> {
     let all = world.esp.all().into_iter();
     all.filter(|(path, _)| path.starts_with("swtpm")).collect()
-}
-
-fn esp(world: &Shared) -> Result<EspDirectory, String> {
-    let root = files::root(world, Device::Esp);
-    EspDirectory::below(root, "restage").map_err(|error| error.to_string())
 }

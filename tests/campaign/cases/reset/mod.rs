@@ -1,13 +1,14 @@
 //! A factory reset: staged, carried out, cancelled.
 
-mod disk;
-mod lab;
+pub mod disk;
+pub mod lab;
 
 use std::sync::Arc;
 
 use restage::report::Outcome;
 use restage::request::stage;
 
+use crate::controls::Wrong;
 use crate::explore::{Case, Cut, had_fault, has_returned};
 use crate::model::{Shared, World};
 use disk::Tables;
@@ -69,10 +70,28 @@ impl Case for ResetCase {
     }
 }
 
+/// A case of the usual machine, worked on in a wrong way.
+pub fn with(wrong: Wrong, name: &str) -> Box<dyn Case> {
+    let mut lab = Lab::new(USUAL);
+    lab.wrong = Some(wrong);
+    let lab = Arc::new(lab);
+    let (name, start, work) = match name {
+        "stage" => ("stage", &lab.clean, Work::Stage),
+        _ => ("reset", &lab.staged, Work::Boot),
+    };
+    let mut outcomes = vec![Outcome::Done];
+    if work == Work::Stage {
+        outcomes.push(Outcome::Refused);
+    }
+    Box::new(ResetCase { name, lab: lab.clone(), start: start.clone(), work, outcomes })
+}
+
+/// Most machines.
+pub const USUAL: Shape = Shape { tables: Tables::Good, sector_bytes: 512, tpm: Where::Chip };
+
 /// All cases of a reset.
 pub fn all() -> Vec<Box<dyn Case>> {
-    let usual = Shape { tables: Tables::Good, sector_bytes: 512, tpm: Where::Chip };
-    let lab = Arc::new(Lab::new(usual));
+    let lab = Arc::new(Lab::new(USUAL));
     let case = |name, lab: &Arc<Lab>, start: &World, work, outcomes: &[Outcome]| {
         let (lab, start, outcomes) = (lab.clone(), start.clone(), outcomes.to_vec());
         Box::new(ResetCase { name, lab, start, work, outcomes }) as Box<dyn Case>
@@ -85,11 +104,11 @@ pub fn all() -> Vec<Box<dyn Case>> {
         case("reset", &lab, &lab.staged, Work::Boot, &[done]),
     ];
     for (name, shape) in [
-        ("reset-bad-primary", Shape { tables: Tables::BadPrimary, ..usual }),
-        ("reset-bad-backup", Shape { tables: Tables::BadBackup, ..usual }),
-        ("reset-4096", Shape { sector_bytes: 4096, ..usual }),
-        ("reset-tpm-on-esp", Shape { tpm: Where::Esp, ..usual }),
-        ("reset-no-tpm", Shape { tpm: Where::Nowhere, ..usual }),
+        ("reset-bad-primary", Shape { tables: Tables::BadPrimary, ..USUAL }),
+        ("reset-bad-backup", Shape { tables: Tables::BadBackup, ..USUAL }),
+        ("reset-4096", Shape { sector_bytes: 4096, ..USUAL }),
+        ("reset-tpm-on-esp", Shape { tpm: Where::Esp, ..USUAL }),
+        ("reset-no-tpm", Shape { tpm: Where::Nowhere, ..USUAL }),
     ] {
         let lab = Arc::new(Lab::new(shape));
         cases.push(case(name, &lab, &lab.staged, Work::Boot, &[done]));

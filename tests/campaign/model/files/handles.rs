@@ -2,12 +2,14 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use restage::format::archive::{Attributes, Kind};
-use restage::platform::directory::{Dir, Directory, Node, NodeKind, OpenFile};
+use restage::platform::directory::{Dir, Directory, Named, Node, NodeKind, OpenFile};
 
-use super::{Change, Files, Flavor, GARBAGE, Item, Part, ROOT, Slot, apply, names};
+use super::{CLUSTER_BYTES, Change, Files, Flavor, GARBAGE, Item, Part, ROOT, Slot, apply, names};
+use crate::model::call::{Object, Op};
 use crate::model::{Call, Device, Shared, World};
 
 /// A directory of a run.
@@ -17,9 +19,18 @@ pub struct ModelDirectory {
     number: u64,
 }
 
-/// The root of one of the file systems.
+/// The root of one of the file systems, with names for its errors as the real ones have them.
 pub fn root(world: &Shared, device: Device) -> Dir {
-    Box::new(ModelDirectory { world: world.clone(), device, number: ROOT })
+    let root = ModelDirectory { world: world.clone(), device, number: ROOT };
+    Named::new(Box::new(root), Path::new(root_path(device)))
+}
+
+/// Where it is mounted.
+pub fn root_path(device: Device) -> &'static str {
+    match device {
+        Device::Esp => "/esp",
+        _ => "/state",
+    }
 }
 
 fn files(world: &mut World, device: Device) -> &mut Files {
@@ -30,12 +41,20 @@ fn files(world: &mut World, device: Device) -> &mut Files {
 }
 
 impl ModelDirectory {
+    /// A call for the directory itself, or for a name in it.
     fn call<T>(
         &self,
         call: Call,
+        verb: &'static str,
+        name: Option<&OsStr>,
         effect: impl FnOnce(&mut Files) -> io::Result<T>,
     ) -> io::Result<T> {
-        self.world.borrow_mut().call(self.device, call, |world, _| {
+        let object = match name {
+            Some(name) => Object::Name(self.number, name),
+            None => Object::Directory(self.number),
+        };
+        let op = Op { device: self.device, call, verb, object };
+        self.world.borrow_mut().call(op, |world, _| {
             let files = files(world, self.device);
             if matches!(call, Call::Change | Call::Write) && files.is_read_only {
                 return Err(io::Error::from_raw_os_error(30)); // EROFS
@@ -51,6 +70,21 @@ impl ModelDirectory {
         names(&files.seen, self.number).get(name).copied()
     }
 
+    fn file_if_there(
+        &self,
+        name: &OsStr,
+        verb: &'static str,
+    ) -> io::Result<Option<Box<dyn OpenFile>>> {
+        let slot =
+            self.call(Call::Read, verb, Some(name), |files| match self.slot(files, name) {
+                Some(slot) if matches!(files.seen[&slot.number], Item::Directory(_)) => {
+                    Err(io::Error::other("not a regular file"))
+                }
+                slot => Ok(slot),
+            })?;
+        Ok(slot.map(|slot| self.open(name, slot.number)))
+    }
+
     fn open(&self, name: &OsStr, number: u64) -> Box<dyn OpenFile> {
         Box::new(ModelFile {
             world: self.world.clone(),
@@ -62,10 +96,14 @@ impl ModelDirectory {
         })
     }
 
-    fn new_item(&self, name: &OsStr, is_directory: bool) -> io::Result<u64> {
-        self.call(Call::Write, |files| {
+    fn new_item(&self, name: &OsStr, verb: &'static str, is_directory: bool) -> io::Result<u64> {
+        self.call(Call::Write, verb, Some(name), |files| {
             if self.slot(files, name).is_some() {
                 return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            // Another name may need another cluster of its directory.
+            if files.free_clusters() == 0 {
+                return Err(io::Error::from_raw_os_error(28)); // ENOSPC
             }
             let number = files.next;
             files.next += 1;
@@ -99,7 +137,8 @@ impl ModelDirectory {
     }
 
     fn remove(&self, name: &OsStr, is_directory: bool) -> io::Result<bool> {
-        self.call(Call::Change, |files| {
+        let verb = if is_directory { "remove the directory" } else { "remove" };
+        self.call(Call::Change, verb, Some(name), |files| {
             let Some(slot) = self.slot(files, name) else { return Ok(false) };
             match (&files.seen[&slot.number], is_directory) {
                 (Item::Directory(inner), true) if inner.is_empty() => {}
@@ -127,20 +166,21 @@ impl Directory for ModelDirectory {
         Ok(Box::new(Self { world, device, number }))
     }
     fn node(&self) -> io::Result<Node> {
-        self.call(Call::Read, |files| Ok(Self::node_of(files, self.number, 0)))
+        self.call(Call::Read, "look at", None, |files| Ok(Self::node_of(files, self.number, 0)))
     }
     fn names(&self) -> io::Result<Vec<OsString>> {
-        self.call(Call::Read, |files| Ok(names(&files.seen, self.number).keys().cloned().collect()))
+        let names = |files: &mut Files| names(&files.seen, self.number).keys().cloned().collect();
+        self.call(Call::Read, "list", None, |files| Ok(names(files)))
     }
     fn look(&self, name: &OsStr) -> io::Result<Option<Node>> {
-        self.call(Call::Read, |files| {
+        self.call(Call::Read, "look at", Some(name), |files| {
             let slot = self.slot(files, name);
             Ok(slot.map(|slot| Self::node_of(files, slot.number, slot.bytes)))
         })
     }
     fn directory(&self, name: &OsStr) -> io::Result<Option<Dir>> {
         let (world, device) = (self.world.clone(), self.device);
-        self.call(Call::Read, |files| match self.slot(files, name) {
+        self.call(Call::Read, "open", Some(name), |files| match self.slot(files, name) {
             None => Ok(None),
             Some(Slot { number, .. }) => match files.seen[&number] {
                 Item::Directory(_) => {
@@ -151,29 +191,23 @@ impl Directory for ModelDirectory {
         })
     }
     fn file(&self, name: &OsStr) -> io::Result<Option<Box<dyn OpenFile>>> {
-        let slot = self.call(Call::Read, |files| match self.slot(files, name) {
-            Some(slot) if matches!(files.seen[&slot.number], Item::Directory(_)) => {
-                Err(io::Error::other("not a regular file"))
-            }
-            slot => Ok(slot),
-        })?;
-        Ok(slot.map(|slot| self.open(name, slot.number)))
+        self.file_if_there(name, "open")
     }
     fn file_to_overwrite(&self, name: &OsStr) -> io::Result<Option<Box<dyn OpenFile>>> {
-        self.file(name)
+        self.file_if_there(name, "open for overwriting")
     }
     fn new_file(&self, name: &OsStr) -> io::Result<Box<dyn OpenFile>> {
-        let number = self.new_item(name, false)?;
+        let number = self.new_item(name, "make", false)?;
         Ok(self.open(name, number))
     }
     fn any_file(&self, name: &OsStr) -> io::Result<Box<dyn OpenFile>> {
-        match self.file(name)? {
+        match self.file_if_there(name, "open or make")? {
             Some(file) => Ok(file),
-            None => self.new_file(name),
+            None => Ok(self.open(name, self.new_item(name, "open or make", false)?)),
         }
     }
     fn new_directory(&self, name: &OsStr) -> io::Result<()> {
-        self.new_item(name, true).map(drop)
+        self.new_item(name, "make the directory", true).map(drop)
     }
     fn new_link(&self, _name: &OsStr, _target: &str) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
@@ -188,10 +222,10 @@ impl Directory for ModelDirectory {
         Err(io::ErrorKind::Unsupported.into())
     }
     fn become_like(&self, _other: &Node) -> io::Result<()> {
-        self.call(Call::Change, |_| Ok(()))
+        self.call(Call::Change, "set the owner and mode of", None, |_| Ok(()))
     }
     fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
-        self.call(Call::Change, |files| {
+        self.call(Call::Change, "rename", Some(from), |files| {
             let Some(slot) = self.slot(files, from) else {
                 return Err(io::ErrorKind::NotFound.into());
             };
@@ -217,7 +251,7 @@ impl Directory for ModelDirectory {
         })
     }
     fn exchange(&self, one: &OsStr, other: &OsStr) -> io::Result<()> {
-        self.call(Call::Change, |files| {
+        self.call(Call::Change, "exchange", Some(one), |files| {
             let (Some(first), Some(second)) = (self.slot(files, one), self.slot(files, other))
             else {
                 return Err(io::ErrorKind::NotFound.into());
@@ -240,13 +274,13 @@ impl Directory for ModelDirectory {
         self.remove(name, true)
     }
     fn sync(&self) -> io::Result<()> {
-        self.call(Call::Sync, |files| {
+        self.call(Call::Sync, "sync the directory", None, |files| {
             files.sync_directory(self.number);
             Ok(())
         })
     }
     fn sync_file_system(&self) -> io::Result<()> {
-        self.call(Call::Sync, |files| {
+        self.call(Call::Sync, "sync the file system of", None, |files| {
             // On vfat it sends no flush.
             if files.flavor == Flavor::Ext4 {
                 files.settle(|_| true);
@@ -255,13 +289,13 @@ impl Directory for ModelDirectory {
         })
     }
     fn free_bytes(&self) -> io::Result<u64> {
-        self.call(Call::Read, |_| Ok(1 << 30))
+        self.call(Call::Read, "tell the free space of", None, |_| Ok(1 << 30))
     }
     fn lock(&self) -> io::Result<bool> {
         Ok(true)
     }
-    fn is_mount_point(&self, _name: &OsStr) -> io::Result<bool> {
-        self.call(Call::Read, |_| Ok(false))
+    fn is_mount_point(&self, name: &OsStr) -> io::Result<bool> {
+        self.call(Call::Read, "tell the mount points at", Some(name), |_| Ok(false))
     }
 }
 
@@ -276,6 +310,10 @@ struct ModelFile {
 }
 
 impl ModelFile {
+    fn op(&self, call: Call, verb: &'static str) -> Op<'_> {
+        Op { device: self.device, call, verb, object: Object::Name(self.directory, &self.name) }
+    }
+
     fn slot(&self, files: &Files) -> Slot {
         let none = Slot { number: self.number, bytes: 0 };
         let Some(Item::Directory(names)) = files.seen.get(&self.directory) else { return none };
@@ -290,7 +328,7 @@ impl Read for ModelFile {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let (device, position) = (self.device, self.position);
         let world = self.world.clone();
-        let read = world.borrow_mut().call(device, Call::Read, |world, _| {
+        let read = world.borrow_mut().call(self.op(Call::Read, "read"), |world, _| {
             let files = files(world, device);
             let Some(Item::File(file)) = files.seen.get(&self.number) else {
                 return Err(io::ErrorKind::NotFound.into());
@@ -329,7 +367,7 @@ impl Write for ModelFile {
         if call == Call::Write && position > 0 {
             world.more_of_the_same();
         }
-        let written = world.call(device, call, |world, is_short| {
+        let written = world.call(self.op(call, "write"), |world, is_short| {
             let files = files(world, device);
             if files.is_read_only {
                 return Err(io::Error::from_raw_os_error(30));
@@ -339,6 +377,12 @@ impl Write for ModelFile {
                 return Err(io::Error::from_raw_os_error(5));
             }
             let count = if is_short { buffer.len().div_ceil(2) } else { buffer.len() };
+            let room = length.next_multiple_of(CLUSTER_BYTES).saturating_sub(position);
+            let free = files.free_clusters().saturating_mul(CLUSTER_BYTES);
+            let count = count.min(room.saturating_add(free));
+            if count == 0 && !buffer.is_empty() {
+                return Err(io::Error::from_raw_os_error(28)); // ENOSPC
+            }
             let Some(Item::File(file)) = files.seen.get_mut(&number) else {
                 return Err(io::ErrorKind::NotFound.into());
             };
@@ -378,7 +422,8 @@ impl Write for ModelFile {
 impl OpenFile for ModelFile {
     fn length(&self) -> io::Result<u64> {
         let device = self.device;
-        self.world.borrow_mut().call(device, Call::Read, |world, _| {
+        let op = self.op(Call::Read, "tell the length of");
+        self.world.borrow_mut().call(op, |world, _| {
             let files = files(world, device);
             let Some(Item::File(file)) = files.seen.get(&self.number) else {
                 return Err(io::ErrorKind::NotFound.into());
@@ -391,7 +436,7 @@ impl OpenFile for ModelFile {
     }
     fn sync(&self) -> io::Result<()> {
         let device = self.device;
-        self.world.borrow_mut().call(device, Call::Sync, |world, _| {
+        self.world.borrow_mut().call(self.op(Call::Sync, "sync"), |world, _| {
             files(world, device).sync_file(self.number);
             Ok(())
         })
