@@ -21,6 +21,9 @@ const RC_LOCKOUT: u32 = 0x921;
 const RC_RETRY: u32 = 0x922;
 const RC_NV_UNAVAILABLE: u32 = 0x923;
 
+/// A TPM's own codes have no other bits.
+const RC_BITS: u32 = 0xfff;
+
 /// Bits 16 to 23 say which layer made the code: zero is the TPM, anything else is software on our side.
 const RC_LAYER_MASK: u32 = 0x00ff_0000;
 const RC_FORMAT_ONE: u32 = 0x080;
@@ -29,12 +32,15 @@ const RC_WARNING: u32 = 0x900;
 
 /// The code without its layer, and without the parameter, handle or session that it is about.
 fn rc_base(code: u32) -> u32 {
-    if code & RC_FORMAT_ONE != 0 { code & RC_FORMAT_ONE_BASE } else { code & 0xfff }
+    if code & RC_FORMAT_ONE != 0 { code & RC_FORMAT_ONE_BASE } else { code & RC_BITS }
 }
 
 pub(super) fn rc_name(code: u32) -> &'static str {
     if code & RC_LAYER_MASK != 0 {
         return "an error of the TPM software stack";
+    }
+    if code & !RC_BITS != 0 {
+        return "no response code of a TPM";
     }
     match rc_base(code) {
         RC_INITIALIZE => "TPM_RC_INITIALIZE",
@@ -70,7 +76,7 @@ pub(super) fn rc_name(code: u32) -> &'static str {
 
 /// The TPM is busy, with itself or with its memory, and wants to be asked again.
 pub(super) fn is_transient(code: u32) -> bool {
-    code & RC_LAYER_MASK == 0
+    code & !RC_BITS == 0
         && matches!(
             rc_base(code),
             RC_RETRY | RC_YIELDED | RC_CANCELED | RC_TESTING | RC_NV_RATE | RC_NV_UNAVAILABLE
@@ -82,7 +88,7 @@ pub(super) const TPM2_CLEAR: &str = "TPM2_Clear";
 /// Sorts an answer: what is not certainly a refusal is a failure, because a refusal may end a request.
 pub(super) fn classify(command: &'static str, code: u32) -> TpmError {
     let base = rc_base(code);
-    let not_definite = code & RC_LAYER_MASK != 0
+    let not_definite = code & !RC_BITS != 0
         // Warnings are about now, except that the lockout lasts longer than we do.
         || (code & RC_FORMAT_ONE == 0 && base & RC_WARNING == RC_WARNING && base != RC_LOCKOUT)
         // The TPM is not working at all; a power cycle may bring it back.
@@ -134,7 +140,9 @@ mod tests {
             assert!(is_transient(transient), "{transient:#x}");
             assert_eq!(reason(transient), None, "{transient:#x}");
         }
-        for unclear in [0x100, 0x101, 0x902, 0xa_000a, 0x7_0001, 0xa_098e] {
+        for unclear in
+            [0x100, 0x101, 0x902, 0xa_000a, 0x7_0001, 0xa_098e, 0x8800_098e, 0x1120, 0x8000_0922]
+        {
             assert!(!is_transient(unclear), "{unclear:#x}");
             assert_eq!(reason(unclear), None, "{unclear:#x}");
         }
