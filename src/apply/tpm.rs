@@ -38,14 +38,13 @@ pub fn perform(machine: &mut Machine, way: &TpmWay, attempt: Attempt) -> Result<
             let ppi = machine.ppi.as_ref();
             let state = match &mut machine.tpm {
                 TpmDoor::Open(tpm) => by_firmware(tpm.as_mut(), ppi, before, attempt),
-                TpmDoor::None | TpmDoor::Broken(_) => Err(Failure::Other(Error::new(NO_TPM))),
+                TpmDoor::None => Err(gone()),
+                TpmDoor::Broken(why) => Err(broken(why)),
             };
             decide(machine, state, before, attempt, way)
         }
     }
 }
-
-const NO_TPM: &str = "the TPM that was there at the commit does not answer";
 
 /// What one attempt came to, when it came to nothing good.
 enum Failure {
@@ -69,9 +68,18 @@ impl From<TpmError> for Failure {
 fn open(machine: &mut Machine) -> Result<&mut dyn Tpm, Failure> {
     match &mut machine.tpm {
         TpmDoor::Open(tpm) => Ok(tpm.as_mut()),
-        TpmDoor::None => Err(Failure::Other(Error::new(NO_TPM))),
-        TpmDoor::Broken(why) => Err(Failure::Other(Error::new(NO_TPM).because(why.clone()))),
+        TpmDoor::None => Err(gone()),
+        TpmDoor::Broken(why) => Err(broken(why)),
     }
+}
+
+fn gone() -> Failure {
+    Failure::Other(Error::new("the TPM that was there at the commit is gone"))
+}
+
+fn broken(why: &str) -> Failure {
+    let error = Error::new("the TPM that was there at the commit does not work");
+    Failure::Other(error.because(why.to_owned()))
 }
 
 /// `TPM2_Clear`, then proof. Nothing is sent when the hierarchy is another one already.

@@ -163,7 +163,7 @@ fn plan_tpm(ask: &Ask, method: TpmMethod, tpm: &TpmFacts) -> Result<Option<TpmWa
             return Ok(Some(TpmWay::DeleteState { directory: directory.clone() }));
         }
         TpmFacts::Absent => return pass_over(format!("this machine has no TPM 2.0{WAY_OUT}")),
-        TpmFacts::Broken(why) => return pass_over(format!("it does not answer: {why}{WAY_OUT}")),
+        TpmFacts::Broken(why) => return pass_over(format!("it does not work: {why}{WAY_OUT}")),
         TpmFacts::Present { identity, clear_refused, ppi_refused } => {
             (identity, clear_refused, ppi_refused)
         }

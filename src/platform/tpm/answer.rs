@@ -23,6 +23,13 @@ const RC_NV_UNAVAILABLE: u32 = 0x923;
 
 /// A TPM's own codes have no other bits.
 const RC_BITS: u32 = 0xfff;
+/// The kernel's resource manager answers in the TPM's place, with a code of the TPM's or of its own.
+const RESMGR_LAYERS: [u32; 2] = [11, 12];
+/// Codes of the software stack that say that the bytes did not come through, without their layer.
+const TCTI_LAYER: u32 = 10;
+const TSS_GENERAL_FAILURE: u32 = 1;
+const TSS_NO_CONNECTION: u32 = 8;
+const TSS_IO_ERROR: u32 = 10;
 
 /// Bits 16 to 23 say which layer made the code: zero is the TPM, anything else is software on our side.
 const RC_LAYER_MASK: u32 = 0x00ff_0000;
@@ -85,8 +92,42 @@ pub(super) fn is_transient(code: u32) -> bool {
 
 pub(super) const TPM2_CLEAR: &str = "TPM2_Clear";
 
-/// Sorts an answer: what is not certainly a refusal is a failure, because a refusal may end a request.
-pub(super) fn classify(command: &'static str, code: u32) -> TpmError {
+/// What an error is about, in words that no other trouble has: whoever reads them does something else
+/// about each.
+fn trouble(code: u32) -> &'static str {
+    let (layer, base) = ((code & RC_LAYER_MASK) >> 16, code & !RC_LAYER_MASK);
+    match layer {
+        0 if code <= RC_BITS => {}
+        layer if RESMGR_LAYERS.contains(&layer) => return "the kernel did not pass it on: ",
+        TCTI_LAYER if matches!(base, TSS_IO_ERROR | TSS_NO_CONNECTION | TSS_GENERAL_FAILURE) => {
+            return "the connection to it broke: ";
+        }
+        // All that we say ourselves is always the same: so it is about what the TPM has said.
+        _ => return "its answer makes no sense: ",
+    }
+    match rc_base(code) {
+        _ if is_transient(code) => "it is busy, and stays so: ",
+        RC_INITIALIZE => "it was not started up: ",
+        RC_FAILURE => "it is in failure mode: ",
+        RC_UPGRADE => "its firmware is being upgraded: ",
+        RC_REBOOT => "it wants a reboot first: ",
+        _ => "",
+    }
+}
+
+/// An error, in words, with its code where it has one.
+pub(super) fn in_words(error: tss_esapi::Error) -> String {
+    match response_code(error) {
+        Some(code) => format!("{}{} ({code:#x})", trouble(code), rc_name(code)),
+        None => format!("its answer makes no sense: {error}"),
+    }
+}
+
+/// Sorts an error: what is not certainly a refusal is a failure, because a refusal may end a request.
+pub(super) fn classify(command: &'static str, error: tss_esapi::Error) -> TpmError {
+    let Some(code) = response_code(error) else {
+        return TpmError::failed(command, in_words(error));
+    };
     let base = rc_base(code);
     let not_definite = code & !RC_BITS != 0
         // Warnings are about now, except that the lockout lasts longer than we do.
@@ -94,7 +135,7 @@ pub(super) fn classify(command: &'static str, code: u32) -> TpmError {
         // The TPM is not working at all; a power cycle may bring it back.
         || matches!(base, RC_INITIALIZE | RC_FAILURE | RC_UPGRADE | RC_REBOOT);
     if not_definite {
-        return TpmError::failed(command, format!("{} ({code:#x})", rc_name(code)));
+        return TpmError::failed(command, in_words(error));
     }
     let reason = match base {
         RC_LOCKOUT => Refusal::Lockout,
@@ -121,6 +162,11 @@ pub(super) fn response_code(error: tss_esapi::Error) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tss_esapi::WrapperErrorKind;
+
+    fn classify(command: &'static str, code: u32) -> TpmError {
+        super::classify(command, tss_esapi::Error::Tss2Error(code.into()))
+    }
 
     #[test]
     fn only_a_definite_no_is_a_refusal() {
@@ -169,6 +215,33 @@ mod tests {
         );
         assert!(text.contains("tpm2_changeauth -c lockout"), "{text}");
         assert!(!text.ends_with('.'), "{text}");
+    }
+
+    #[test]
+    fn each_trouble_has_words_of_its_own() {
+        let said = |code| classify("TPM2_GetCapability", code).to_string();
+        for (code, words) in [
+            (0x922, "it is busy"),
+            (0x920, "it is busy"),
+            (0x100, "it was not started up"),
+            (0x101, "it is in failure mode"),
+            (0xa_000a, "the connection to it broke"),
+            (0xa_0008, "the connection to it broke"),
+            (0x8_0011, "its answer makes no sense"),
+            (0xa_0006, "its answer makes no sense"),
+            (0x8800_0000, "its answer makes no sense"),
+            (0xb_0143, "the kernel did not pass it on"),
+        ] {
+            let text = said(code);
+            assert!(
+                text.starts_with(&format!("TPM2_GetCapability failed: {words}: "))
+                    || text.starts_with(&format!("TPM2_GetCapability failed: {words}, ")),
+                "{text}"
+            );
+            assert!(text.ends_with(&format!("({code:#x})")), "{text}");
+        }
+        let odd = tss_esapi::Error::WrapperError(WrapperErrorKind::WrongValueFromTpm);
+        assert!(super::classify("TPM2_Quote", odd).to_string().contains("makes no sense"));
     }
 
     #[test]

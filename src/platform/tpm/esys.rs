@@ -24,7 +24,7 @@ use tss_esapi::structures::{
 };
 use tss_esapi::tcti_ldr::{DeviceConfig, NetworkTPMConfig, TctiNameConf};
 
-use super::answer::{TPM2_CLEAR, classify, is_transient, rc_name, response_code};
+use super::answer::{TPM2_CLEAR, classify, in_words, is_transient, response_code};
 use super::{Tpm, TpmError, TpmProperties};
 
 /// How long the TPM may take to answer one question. The kernel gives up on a device by itself after
@@ -108,10 +108,7 @@ impl EsysTpm {
         }
         match answer.recv_timeout(self.deadline) {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(match response_code(error) {
-                Some(code) => classify(command, code),
-                None => TpmError::failed(command, error.to_string()),
-            }),
+            Ok(Err(error)) => Err(classify(command, error)),
             Err(RecvTimeoutError::Timeout) => {
                 self.jobs = None;
                 Err(TpmError::failed(command, no_answer(self.deadline)))
@@ -219,15 +216,8 @@ fn insist<T>(context: &mut Context, question: fn(&mut Context) -> Answer<T>) -> 
     }
 }
 
-fn in_words(error: tss_esapi::Error) -> String {
-    match response_code(error) {
-        Some(code) => format!("{} ({code:#x})", rc_name(code)),
-        None => error.to_string(),
-    }
-}
-
 fn no_answer(deadline: Duration) -> String {
-    format!("nothing within {} s", deadline.as_secs_f32())
+    format!("it never answered: nothing within {} s", deadline.as_secs_f32())
 }
 
 /// Strict, because tss-esapi is not: what it doesn't understand becomes its default, which is another TPM.
