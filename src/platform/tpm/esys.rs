@@ -35,7 +35,8 @@ pub const DEADLINE: Duration = Duration::from_secs(330);
 const ATTEMPTS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Closing sends nothing to the TPM, so it does not take long; but it must not hang either.
+/// Closing sends the TPM nothing but what an answer that made no sense has left behind, so it does not
+/// take long; but it must not hang either.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 type Answer<T> = Result<T, tss_esapi::Error>;
@@ -101,7 +102,7 @@ impl EsysTpm {
         let (reply, answer) = mpsc::channel();
         let job: Job = Box::new(move |context| {
             // Nobody listens any more after the deadline, and that is all that can go wrong here.
-            let _ = reply.send(insist(context, question));
+            let _ = reply.send(question(context));
         });
         if jobs.send(job).is_err() {
             return Err(TpmError::failed(command, "the TPM thread has ended"));
@@ -143,20 +144,16 @@ impl Tpm for EsysTpm {
     fn owner_primary_name(&mut self) -> Result<String, TpmError> {
         self.ask("TPM2_CreatePrimary", |context| {
             let template = owner_primary_template()?;
-            let key = create_primary(context, Hierarchy::Owner, template)?;
+            let key = create_primary(context, Hierarchy::Owner, &template)?;
             let name = context.tr_get_name(key.into());
             // Flushed first, whatever came of the name: a TPM has room for three such objects.
-            context.flush_context(key.into())?;
+            flush(context, key)?;
             Ok(hex(name?.value()))
         })
     }
 
     fn clear(&mut self) -> Result<(), TpmError> {
-        self.ask(TPM2_CLEAR, |context| {
-            context.execute_with_session(Some(AuthSession::Password), |context| {
-                context.clear(AuthHandle::Lockout)
-            })
-        })
+        self.ask(TPM2_CLEAR, |context| authorized(context, |c| c.clear(AuthHandle::Lockout)))
     }
 
     fn reset_count(&mut self) -> Result<u32, TpmError> {
@@ -164,12 +161,12 @@ impl Tpm for EsysTpm {
         // endorsement hierarchy, because under any other the TPM garbles the counts.
         self.ask("TPM2_Quote", |context| {
             let template = endorsement_signer_template()?;
-            let key = create_primary(context, Hierarchy::Endorsement, template)?;
-            let quote = context.execute_with_session(Some(AuthSession::Password), |context| {
+            let key = create_primary(context, Hierarchy::Endorsement, &template)?;
+            let quote = authorized(context, |context| {
                 let nothing = PcrSelectionList::default();
                 context.quote(key, Data::default(), SignatureScheme::Null, nothing)
             });
-            context.flush_context(key.into())?;
+            flush(context, key)?;
             let (attest, _signature) = quote?;
             Ok(attest.clock_info().reset_count())
         })
@@ -202,11 +199,12 @@ fn serve(
     drop(closing);
 }
 
-/// Asks until the TPM is ready to answer, within limits.
-fn insist<T>(context: &mut Context, question: fn(&mut Context) -> Answer<T>) -> Answer<T> {
+/// One command, given until the TPM is ready for it, within limits. Not a whole question: what its
+/// first half has made in the TPM would be made once more.
+fn insist<T>(context: &mut Context, command: impl Fn(&mut Context) -> Answer<T>) -> Answer<T> {
     let mut attempt = 1;
     loop {
-        match question(context) {
+        match command(context) {
             Err(error) if attempt < ATTEMPTS && response_code(error).is_some_and(is_transient) => {
                 attempt += 1;
                 thread::sleep(PAUSE);
@@ -214,6 +212,15 @@ fn insist<T>(context: &mut Context, question: fn(&mut Context) -> Answer<T>) -> 
             answer => return answer,
         }
     }
+}
+
+/// The same for a command that an empty password authorises.
+fn authorized<T>(context: &mut Context, command: impl Fn(&mut Context) -> Answer<T>) -> Answer<T> {
+    context.execute_with_session(Some(AuthSession::Password), |context| insist(context, command))
+}
+
+fn flush(context: &mut Context, key: KeyHandle) -> Answer<()> {
+    insist(context, |context| context.flush_context(key.into()))
 }
 
 fn no_answer(deadline: Duration) -> String {
@@ -266,7 +273,9 @@ fn probe_device(path: &Path) -> Result<(), TpmError> {
 
 fn property(context: &mut Context, tag: PropertyTag) -> Answer<u32> {
     // One property at a time: a TPM may list some between two that this library does not know.
-    let (data, _more) = context.get_capability(CapabilityType::TpmProperties, tag.into(), 1)?;
+    let (data, _more) = insist(context, |context| {
+        context.get_capability(CapabilityType::TpmProperties, tag.into(), 1)
+    })?;
     if let CapabilityData::TpmProperties(list) = data
         && let Some(property) = list.find(tag)
     {
@@ -326,10 +335,10 @@ fn ecc_template(attributes: ObjectAttributes, parameters: PublicEccParameters) -
 fn create_primary(
     context: &mut Context,
     hierarchy: Hierarchy,
-    template: Public,
+    template: &Public,
 ) -> Answer<KeyHandle> {
-    let created = context.execute_with_session(Some(AuthSession::Password), |context| {
-        context.create_primary(hierarchy, template, None, None, None, None)
+    let created = authorized(context, |context| {
+        context.create_primary(hierarchy, template.clone(), None, None, None, None)
     })?;
     Ok(created.key_handle)
 }
