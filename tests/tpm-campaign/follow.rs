@@ -11,7 +11,7 @@ use crate::disk;
 use crate::expect::{self, Expected, Situation, names_only};
 use crate::fault::{Fault, Kind};
 use crate::state::SHORT_RECOVERY_S;
-use crate::wire::{CREATE_PRIMARY, FLUSH_CONTEXT};
+use crate::wire::{CLEAR, CREATE_PRIMARY, FLUSH_CONTEXT};
 
 /// Boots after the last that is disturbed, until it must be over.
 const MORE_BOOTS: usize = 4;
@@ -85,6 +85,9 @@ impl Run<'_> {
         let booted = self.bench.boot(tpm, fault, deadline, self.case.is_only_cut())?;
         self.told.boots += 1;
         self.told.given.push(booted.given.clone());
+        if self.situation.cleared && booted.given.contains(&CLEAR) {
+            return Err("a TPM that is cleared is cleared once more".to_owned());
+        }
         if let (Some(fault), None) = (fault, booted.fired) {
             return Err(format!(
                 "{fault} meets nothing: the TPM was given {} commands; {}",
