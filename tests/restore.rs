@@ -37,6 +37,38 @@ fn expect(output: &Output, status: i32, text: &str) {
     }
 }
 
+/// The process is killed between the making of its report and the writing of it. Nothing has booted
+/// since, so it is the OS's commands that find it.
+#[test]
+fn a_report_that_was_cut_off_is_made_good_by_the_os_as_well() {
+    let (system, file) = changed();
+    let skip = ["--skip", "encryption-recovery-keys"];
+    let cut_off = |extension: &str| {
+        let (name, _) =
+            files(&system.own()).into_iter().find(|(name, _)| name.ends_with(extension)).unwrap();
+        fs::write(system.own().join(name.replace(extension, ".RPT")), "").unwrap();
+    };
+    stage(&system, &file, &skip);
+    cut_off(".REQ");
+    expect(&system.restage(&["cancel"]), 0, "nothing is staged");
+    expect(&system.restage(&["status"]), 0, "its report was lost");
+    stage(&system, &file, &skip);
+    cut_off(".REQ");
+    stage(&system, &file, &skip);
+    let status = system.restage(&["status"]);
+    assert_eq!(String::from_utf8_lossy(&status.stdout).matches("its report was lost").count(), 2);
+    boot(&system, 0, "boot 1 of 3");
+    cut_off(".JNL");
+    expect(
+        &system.full(&["restore", &file, "--force"]),
+        1,
+        "`restage confirm`, or a boot, ends it",
+    );
+    cut_off(".JNL");
+    expect(&system.full(&["confirm"]), 0, "confirmed: the restored state stays");
+    expect(&system.restage(&["status"]), 0, "done: restore");
+}
+
 /// A backup of `system`, as a file.
 fn backup(system: &System, name: &str) -> String {
     let path = system.file(name).display().to_string();

@@ -74,6 +74,13 @@ pub fn stage(
 ) -> Result<()> {
     let what = || "cannot stage the request on the ESP".to_owned();
     let found = find::look(machine.esp.as_ref())?;
+    // A report that was cut off is made good before what it stands for is cleared away.
+    let esp = machine.esp.as_mut();
+    let found = journal::mend::<journal::Committed>(esp, found, staged.at)?;
+    if !found.committed.is_empty() {
+        let why = "an earlier reset did not get to its report: a boot ends it";
+        return Err(Error::new(what()).because(why));
+    }
     for stem in &found.leftovers {
         clear_away(machine.esp.as_mut(), stem)?;
     }

@@ -6,8 +6,9 @@ use std::io::Read;
 
 use serde::Serialize;
 
+use super::find::{self, Found};
 use super::restore::{ArchiveFile, RestoreBinding, RestoreRequest, SkipItem};
-use super::{Operation, Staged, file_name, find};
+use super::{Operation, Staged, file_name};
 use crate::apply::journal::{self, Decision, Journal, clear_away};
 use crate::apply::restore::probe::Trial;
 use crate::apply::restore::{Committed, Machine, extract, over, probe, read_request, state_of};
@@ -98,6 +99,13 @@ pub fn room(store: &dyn Store) -> Result<Result<(), Refused>> {
     })
 }
 
+/// What lies there, after a report that was cut off has been made good: what it stands for must not be
+/// cleared away before.
+fn mended(machine: &mut Machine) -> Result<Found> {
+    let found = find::look(machine.store.as_ref())?;
+    journal::mend::<Committed>(machine.store.as_mut(), found, machine.host.now)
+}
+
 /// Copies the archive into the store. Without the request it means nothing.
 pub fn take_in(
     machine: &mut Machine,
@@ -107,7 +115,13 @@ pub fn take_in(
 ) -> Result<ArchiveFile> {
     let what = || "cannot stage the backup".to_owned();
     machine.state.remove(Place::New).doing(what)?;
-    for stem in find::look(machine.store.as_ref())?.leftovers {
+    let found = mended(machine)?;
+    if !found.committed.is_empty() {
+        let why =
+            "an earlier restore did not get to its report: `restage confirm`, or a boot, ends it";
+        return Err(Error::new(what()).because(why));
+    }
+    for stem in found.leftovers {
         clear_away(machine.store.as_mut(), &stem)?;
     }
     let limit = profile.max_bytes.saturating_add(OVERHEAD_BYTES);
@@ -168,7 +182,7 @@ pub fn abandon(machine: &mut Machine, id: &str) -> Result<()> {
 /// Withdraws what is staged and not committed; returns the ids. Durable when this returns.
 pub fn cancel(machine: &mut Machine) -> Result<Vec<String>> {
     let mut ids = Vec::new();
-    let found = find::look(machine.store.as_ref())?;
+    let found = mended(machine)?;
     // Of a boot, or a staging, that was cut off.
     let what = || "cannot remove an extracted backup".to_owned();
     machine.state.remove(Place::New).doing(what)?;

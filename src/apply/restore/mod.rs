@@ -378,7 +378,9 @@ fn roll_back(machine: &mut Machine, state: &State, mut journal: Journal<Committe
 pub fn confirm(machine: &mut Machine, profile: &Profile) -> Result<Restored> {
     let state = state_of(profile)?;
     let found = find::look(machine.store.as_ref())?;
-    // Of a confirmation whose report was written, and nothing after it.
+    // Of a confirmation that was cut while it wrote its report, which is to be written again.
+    let found = journal::mend::<Committed>(machine.store.as_mut(), found, machine.host.now)?;
+    // Of one whose report was written, and nothing after it.
     for stem in &found.leftovers {
         journal::clear_away(machine.store.as_mut(), stem)?;
     }
