@@ -110,7 +110,8 @@ pub fn into_new(
     let failed = |error: io::Error| refused(chain(&error));
     let archive = machine.store.open(&name).map_err(failed)?;
     let archive = archive.ok_or_else(|| refused("it is not there".to_owned()))?;
-    machine.state.make(Place::New).map_err(failed)?;
+    let made = machine.state.make(Place::New);
+    made.map_err(|error| refused(format!("cannot make a directory for it: {error}")))?;
     let state = machine.state.as_mut();
     let skip: &BTreeSet<SkipItem> = &request.skip;
     let mut directories = Vec::new();
@@ -121,13 +122,21 @@ pub fn into_new(
         if entry.kind == Kind::Directory {
             directories.push(entry.clone());
         }
-        state.write(Place::New, entry, content)
+        state.write(Place::New, entry, content).map_err(|error| unextracted(entry, error))
     })
     .map_err(|error| refused(chain(&error)))?;
     if backup.sha256 != request.archive.sha256 || backup.bytes != request.archive.bytes {
         return Err(refused("it is not the one that was staged: its SHA-256 differs".to_owned()));
     }
     Ok((backup, directories))
+}
+
+/// What went wrong with one entry, in words. What is wrong with the archive says so itself.
+fn unextracted(entry: &Entry, error: io::Error) -> io::Error {
+    if matches!(error.get_ref(), Some(inner) if inner.is::<ReadError>()) {
+        return error;
+    }
+    io::Error::new(error.kind(), format!("cannot extract `{}`: {error}", entry.name))
 }
 
 /// What the extracted backup lacks: the files that stay, and the new state file. What was extracted
@@ -191,4 +200,19 @@ pub fn digest(state: &dyn StateFs, place: Place<'_>, name: &str) -> io::Result<O
     let mut content = Hashing::new(content);
     io::copy(&mut content, &mut io::sink())?;
     Ok(Some(content.finish().0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_no_fault_of_the_archive() {
+        let entry = Entry::file("a.key", 1, 0);
+        let full = unextracted(&entry, io::Error::from_raw_os_error(libc::ENOSPC));
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+        assert!(full.to_string().starts_with("cannot extract `a.key`: No space left"), "{full}");
+        let bad = io::Error::other(ReadError::Bad("it is cut short".to_owned()));
+        assert_eq!(unextracted(&entry, bad).to_string(), "it is cut short");
+    }
 }
