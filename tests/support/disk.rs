@@ -39,8 +39,13 @@ pub struct Disk {
 impl Disk {
     /// A fresh copy.
     pub fn new() -> Self {
-        static MASTER: OnceLock<TempDir> = OnceLock::new();
-        let master = MASTER.get_or_init(make);
+        Self::with_sectors(512)
+    }
+
+    /// One with sectors of 512 or 4096 bytes.
+    pub fn with_sectors(sector_bytes: u64) -> Self {
+        static MASTERS: [OnceLock<TempDir>; 2] = [OnceLock::new(), OnceLock::new()];
+        let master = MASTERS[usize::from(sector_bytes == 4096)].get_or_init(|| make(sector_bytes));
         let directory = tempfile::tempdir().unwrap();
         run(Command::new("cp")
             .args(["-a", "--sparse=always"])
@@ -113,24 +118,24 @@ fn layout_start(index: usize) -> u64 {
     MIB + LAYOUT.iter().take(index).map(|(_, _, size)| size).sum::<u64>()
 }
 
-fn make() -> TempDir {
+fn make(sector_bytes: u64) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     let mut bytes = vec![0; DISK_BYTES as usize];
     let mut table = gpt::GptConfig::new()
         .writable(true)
-        .logical_block_size(gpt::disk::LogicalBlockSize::Lb512)
+        .logical_block_size(sector_bytes.try_into().unwrap())
         .create_from_device(Cursor::new(&mut bytes), Some(Uuid::from_u128(0xd15c)))
         .unwrap();
     let mut partitions = std::collections::BTreeMap::new();
     for (index, (label, kind, size)) in LAYOUT.into_iter().enumerate() {
-        let first_lba = layout_start(index) / 512;
+        let first_lba = layout_start(index) / sector_bytes;
         partitions.insert(
             index as u32 + 1,
             Partition {
                 part_type_guid: kind.parse::<Uuid>().unwrap().into(),
                 part_guid: Uuid::from_u128(0x9a27_0000 + index as u128),
                 first_lba,
-                last_lba: first_lba + size / 512 - 1,
+                last_lba: first_lba + size / sector_bytes - 1,
                 flags: 0,
                 name: label.to_owned(),
             },

@@ -122,9 +122,10 @@ impl System {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let binary = std::env::var("RESTAGE_BIN");
-        let binary = binary.unwrap_or_else(|_| env!("CARGO_BIN_EXE_restage").to_owned());
-        let mut command = Command::new(binary);
+        let binary = std::env::var("RESTAGE_BIN").ok();
+        // Cargo names it to the tests of the same package only.
+        let binary = binary.or(option_env!("CARGO_BIN_EXE_restage").map(str::to_owned));
+        let mut command = Command::new(binary.expect("RESTAGE_BIN names no binary"));
         command.args(arguments).arg("--root").arg(self.root()).stdin(Stdio::null());
         command
     }
