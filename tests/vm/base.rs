@@ -37,6 +37,7 @@ pub const SECRET: &str = "restage-test-secret-4f1d9c2a7be0";
 
 #[derive(Debug)]
 pub struct Base {
+    pub dir: PathBuf,
     disk: PathBuf,
     pub vars: PathBuf,
     pub tpm: PathBuf,
@@ -234,6 +235,7 @@ fn load(dir: &Path) -> Outcome<Base> {
         seeds
     };
     Ok(Base {
+        dir: dir.to_owned(),
         disk,
         vars: dir.join("vars.fd"),
         tpm: dir.join("tpm"),

@@ -191,6 +191,12 @@ impl<'a> Bench<'a> {
         Ok(self.machine.serial.since(from).to_owned())
     }
 
+    /// What the console has said since the last power-on, even when the machine is off again.
+    pub fn last_console(&mut self) -> Outcome<String> {
+        self.machine.serial.pump()?;
+        Ok(self.machine.serial.since(self.last_from).to_owned())
+    }
+
     /// Whether the console has said this since the last power-on, even when the machine is off again.
     pub fn console_ever_said(&mut self, text: &str) -> Outcome<bool> {
         self.machine.serial.pump()?;

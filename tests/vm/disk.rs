@@ -1,17 +1,21 @@
 //! A disk seen from outside: its partitions, and any byte of it.
 
-use crate::command::Background;
+use crate::command::{Background, run};
 use crate::failure::{Doing, Failure, Outcome};
 use crate::lab::tool;
 use crate::nbd::Nbd;
+use serde_json::Value;
 use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
 pub const SECTOR: u64 = 512;
+/// Enough of a disk at once to be fast, and little enough for memory.
+const BLOCK: u64 = 8 << 20;
 
 /// What a disk is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +29,8 @@ pub struct Disk {
     nbd: Rc<RefCell<Nbd>>,
     server: Option<Background>,
     _sockets: Option<tempfile::TempDir>,
+    /// None when a machine shows it, which may not have written all of it yet.
+    path: Option<PathBuf>,
 }
 
 /// One used entry of the partition table.
@@ -58,12 +64,17 @@ impl Disk {
             let said = std::fs::read_to_string(&log).unwrap_or_default();
             Failure::new(format!("opening a disk from outside: {cause} {}", said.trim()))
         })?;
-        Ok(Self { nbd: Rc::new(RefCell::new(nbd)), server: Some(server), _sockets: Some(sockets) })
+        Ok(Self {
+            nbd: Rc::new(RefCell::new(nbd)),
+            server: Some(server),
+            _sockets: Some(sockets),
+            path: Some(path.to_owned()),
+        })
     }
 
     /// A disk that a stopped machine exports itself.
     pub fn exported(nbd: Nbd) -> Self {
-        Self { nbd: Rc::new(RefCell::new(nbd)), server: None, _sockets: None }
+        Self { nbd: Rc::new(RefCell::new(nbd)), server: None, _sockets: None, path: None }
     }
 
     pub fn read(&self, offset: u64, length: u64) -> Outcome<Vec<u8>> {
@@ -76,16 +87,59 @@ impl Disk {
         self.nbd.borrow_mut().write(offset, bytes)
     }
 
+    pub fn zero(&self, offset: u64, length: u64) -> Outcome {
+        self.nbd.borrow_mut().zero(offset, length)
+    }
+
     /// Makes what was written last, and lets go of the file.
     pub fn close(self) -> Outcome {
         self.nbd.borrow_mut().flush()?;
-        let Self { nbd, server, _sockets } = self;
+        let Self { nbd, server, _sockets, path: _ } = self;
         drop(nbd);
         match server {
             // qemu-nbd ends after its first client; until then the file is locked.
             Some(mut server) => server.wait(Duration::from_secs(30)),
             None => Ok(()),
         }
+    }
+
+    /// Whether a part is the same as on `base`. Only what lies in overlays of it is
+    /// compared, if this is one: all else is the base's own.
+    pub fn same_as(&self, base: &Self, start: u64, length: u64) -> Outcome<bool> {
+        for extent in self.not_of(base)? {
+            let (mut at, end) = (extent.start.max(start), extent.end.min(start + length));
+            while at < end {
+                let count = BLOCK.min(end - at);
+                if self.read(at, count)? != base.read(at, count)? {
+                    return Ok(false);
+                }
+                at += count;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Where the disk may differ from the one at the bottom of its chain of overlays.
+    fn not_of(&self, base: &Self) -> Outcome<Vec<Range<u64>>> {
+        let all: Vec<_> = std::iter::once(0..self.size()).collect();
+        let (Some(path), Some(base)) = (&self.path, &base.path) else { return Ok(all) };
+        let ask = |words: &[&str]| -> Outcome<Vec<Value>> {
+            let path = path.display().to_string();
+            let said =
+                run("qemu-img", &[words, &["--force-share", "--output=json", &path]].concat())?;
+            serde_json::from_str(&said).doing("reading what qemu-img said")
+        };
+        let chain = ask(&["info", "--backing-chain"])?;
+        let bottom = chain.last().and_then(|disk| disk["filename"].as_str());
+        if bottom.map(Path::new) != Some(base) {
+            return Ok(all);
+        }
+        let above = ask(&["map"])?.into_iter().filter_map(|extent| {
+            let number = |name: &str| extent[name].as_u64();
+            let is_own = number("depth")? + 1 < chain.len() as u64;
+            is_own.then_some(number("start")?..number("start")? + number("length")?)
+        });
+        Ok(above.collect())
     }
 
     pub fn size(&self) -> u64 {

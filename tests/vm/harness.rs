@@ -15,6 +15,7 @@
 mod agent;
 mod base;
 mod bench;
+mod chance;
 mod cli;
 mod command;
 mod demo;
@@ -27,16 +28,20 @@ mod guest;
 mod lab;
 mod machine;
 mod nbd;
+mod point;
 mod qmp;
+mod recording;
 mod request;
 mod runner;
 mod scenarios;
 mod seeds;
 mod serial;
+mod small;
 mod swtpm;
 mod tpm;
 mod trial;
 mod wire;
+mod writes;
 
 use cli::Command;
 use std::process::ExitCode;

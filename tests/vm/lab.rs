@@ -2,6 +2,7 @@
 //! tools, the firmware, the accelerator.
 
 use crate::failure::{Doing, Failure, Outcome};
+use crate::point::Point;
 use std::env;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,6 +14,16 @@ pub enum Accel {
     Tcg,
 }
 
+/// What the command line says about recorded runs.
+#[derive(Debug, Clone, Default)]
+pub struct Replays {
+    pub seed: u64,
+    /// So many points a scenario, instead of its own number.
+    pub rounds: Option<usize>,
+    /// This point, and no other.
+    pub point: Option<Point>,
+}
+
 /// Fixed for a run, shared by all scenarios.
 #[derive(Debug)]
 pub struct Lab {
@@ -22,6 +33,7 @@ pub struct Lab {
     pub ovmf_code: PathBuf,
     pub ovmf_vars: PathBuf,
     pub accel: Accel,
+    pub replays: Replays,
     /// What times are multiplied by: emulation, and a neighbour on the cores.
     slowness: u32,
 }
@@ -53,6 +65,7 @@ impl Lab {
             ovmf_code,
             ovmf_vars,
             accel: Accel::Tcg,
+            replays: Replays::default(),
             slowness: 1,
         })
     }

@@ -25,6 +25,14 @@ pub enum Bus {
 /// Where QEMU keeps the block device of the system disk on virtio, for I/O limits.
 pub const SYSTEM_DISK: &str = "/machine/peripheral/system/virtio-backend";
 
+/// A kernel that QEMU itself starts. Its first reboot is the machine's end.
+#[derive(Debug, Clone)]
+pub struct Direct {
+    pub kernel: PathBuf,
+    pub initrd: PathBuf,
+    pub command_line: String,
+}
+
 /// What stays when the power is off.
 #[derive(Debug)]
 pub struct Machine {
@@ -42,6 +50,10 @@ pub struct Machine {
     pub oem: Vec<Oem>,
     /// Bytes a second written to the system disk from the start; 0: no limit.
     pub write_limit: u64,
+    /// Where the next power-on logs what it writes to the system disk.
+    pub record: Option<PathBuf>,
+    /// Instead of the firmware and the boot loader.
+    pub direct: Option<Direct>,
     pub serial: Serial,
 }
 
@@ -63,6 +75,8 @@ impl Machine {
             others_first: false,
             oem: Vec::new(),
             write_limit: 0,
+            record: None,
+            direct: None,
             serial: Serial::open(&dir.join("serial.log")),
         })
     }
@@ -121,11 +135,7 @@ impl Machine {
         // A request is bound to this: the same machine at every power-on.
         add(&["-uuid", "7b1f3a52-6d0e-4c59-9a41-2f6a8d3c5e10"]);
         add(&["-rtc", "base=utc", "-device", "virtio-rng-pci"]);
-        let flash = |unit: u8, rest: &str, file: &Path| {
-            format!("if=pflash,format=raw,unit={unit}{rest},file={}", escaped(file))
-        };
-        add(&["-drive", &flash(0, ",readonly=on", &lab.ovmf_code)]);
-        add(&["-drive", &flash(1, "", &self.vars)]);
+        add(&self.start(lab).iter().map(String::as_str).collect::<Vec<_>>());
         let mut others = Vec::new();
         for (index, path) in self.others.iter().enumerate() {
             let node = format!("disk{}", index + 1);
@@ -136,10 +146,10 @@ impl Machine {
         if self.others_first {
             add(&others);
         }
-        add(&["-blockdev", &blockdev("disk0", &self.disk)]);
+        add(&self.system_disk()?.iter().map(String::as_str).collect::<Vec<_>>());
         match self.bus {
-            Bus::Virtio => add(&["-device", "virtio-blk-pci,drive=disk0,id=system,bootindex=0"]),
-            Bus::Nvme => add(&["-device", "nvme,drive=disk0,id=system,serial=system,bootindex=0"]),
+            Bus::Virtio => add(&["-device", "virtio-blk-pci,drive=disk0,id=system,bootindex=1"]),
+            Bus::Nvme => add(&["-device", "nvme,drive=disk0,id=system,serial=system,bootindex=1"]),
         }
         if !self.others_first {
             add(&others);
@@ -167,6 +177,40 @@ impl Machine {
             add(&["-smbios", &format!("type=11,path={}", escaped(&path))]);
         }
         Ok(args)
+    }
+
+    /// What runs first.
+    fn start(&self, lab: &Lab) -> Vec<String> {
+        if let Some(direct) = &self.direct {
+            let path = |path: &Path| path.display().to_string();
+            let pairs = [
+                ("-kernel", path(&direct.kernel)),
+                ("-initrd", path(&direct.initrd)),
+                ("-append", direct.command_line.clone()),
+            ];
+            let words = pairs.into_iter().flat_map(|(option, value)| [option.to_owned(), value]);
+            return words.chain(["-no-reboot".to_owned()]).collect();
+        }
+        let flash = |unit: u8, rest: &str, file: &Path| {
+            let file = escaped(file);
+            ["-drive".to_owned(), format!("if=pflash,format=raw,unit={unit}{rest},file={file}")]
+        };
+        [flash(0, ",readonly=on", &lab.ovmf_code), flash(1, "", &self.vars)].concat()
+    }
+
+    /// The system disk; what is written to it is logged on its way when that is wanted.
+    fn system_disk(&self) -> Outcome<Vec<String>> {
+        let Some(log) = &self.record else {
+            return Ok(vec!["-blockdev".to_owned(), blockdev("disk0", &self.disk)]);
+        };
+        std::fs::File::create(log).doing("making a log of writes")?;
+        // The count of entries is brought up to date with each: a machine may be killed.
+        let logger = json!({ "driver": "blklogwrites", "node-name": "disk0", "discard": "unmap",
+            "file": "disk0-file", "log-super-update-interval": 1,
+            "log": { "driver": "file", "filename": log.display().to_string(),
+                     "cache": { "no-flush": true } } });
+        let nodes = [blockdev("disk0-file", &self.disk), logger.to_string()];
+        Ok(nodes.into_iter().flat_map(|node| ["-blockdev".to_owned(), node]).collect())
     }
 }
 

@@ -20,8 +20,11 @@ const READ: u16 = 0;
 const WRITE: u16 = 1;
 const DISCONNECT: u16 = 2;
 const FLUSH: u16 = 3;
+const WRITE_ZEROES: u16 = 6;
 /// Every server takes this much at once.
 const AT_ONCE: usize = 1 << 20;
+/// A length has 32 bits.
+const ZERO_AT_ONCE: u64 = 1 << 30;
 
 #[derive(Debug)]
 pub struct Nbd {
@@ -68,6 +71,17 @@ impl Nbd {
         for part in bytes.chunks(AT_ONCE) {
             self.ask(WRITE, offset, part.len(), part)?;
             offset += part.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Makes a part read as zeroes, without sending them.
+    pub fn zero(&mut self, offset: u64, length: u64) -> Outcome {
+        let mut done = 0;
+        while done < length {
+            let part = (length - done).min(ZERO_AT_ONCE);
+            self.ask(WRITE_ZEROES, offset + done, usize::try_from(part).doing("a length")?, &[])?;
+            done += part;
         }
         Ok(())
     }

@@ -32,6 +32,7 @@ struct Verdict {
 pub fn run(choice: &Choice) -> Outcome {
     let chosen = select(choice)?;
     let mut lab = Lab::open()?;
+    lab.replays = choice.replays.clone();
     trial::choose(&mut lab, &say)?;
     let begun = Instant::now();
     let base = base::prepare(&lab, &say)?;

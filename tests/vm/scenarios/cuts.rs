@@ -2,6 +2,7 @@
 
 use super::end;
 use crate::bench::{Bench, Boot, DEAD_ENDS};
+use crate::chance::Chance;
 use crate::failure::{Failure, Outcome};
 use crate::faults;
 use crate::guest::Report;
@@ -161,7 +162,7 @@ fn one_round(bench: &mut Bench<'_>, staged: &Staged, seed: u32) -> Outcome {
     let wanted = end::seeds_after(bench, staged)?;
     bench.put_request(staged)?;
     let before = plant(bench)?;
-    let mut chance = Chance(u64::from(seed) + 1);
+    let mut chance = Chance::new(u64::from(seed));
     // Everything is slowed down, so that chance meets each step.
     bench.machine.write_limit = 2 << 20;
     let cuts = 1 + chance.below(3);
@@ -199,15 +200,4 @@ pub fn fresh_machine(bench: &mut Bench<'_>, name: &str) -> Outcome {
     base.overlay(&bench.machine.disk)?;
     std::fs::copy(&base.vars, &bench.machine.vars)?;
     swtpm::copy_state(&base.tpm, &bench.machine.tpm)
-}
-
-/// Numbers that a seed brings back.
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % limit
-    }
 }

@@ -18,8 +18,6 @@ const WIPED: [&str; 3] = ["swap", "root-x86-64", "local-data"];
 const LUKS_BYTES: u64 = 16 << 20;
 /// Start and end of a partition, where signatures are.
 const EDGE_BYTES: u64 = 64 << 10;
-/// Enough of a partition at once to be fast, and little enough for memory.
-const BLOCK: u64 = 8 << 20;
 
 /// The disk right after the reset, before anything was made anew there: read
 /// from outside, and held against the base's disk.
@@ -83,7 +81,7 @@ pub fn untouched(bench: &mut Bench<'_>, base: &Disk, disk: &Disk) -> Outcome {
             || part.name == "esp"
             || part.name == seeds::PARTITION;
         if !changing {
-            let same = same_bytes(base, disk, part.start, part.length)?;
+            let same = disk.same_as(base, part.start, part.length)?;
             bench
                 .check(&format!("partition {} ({}) is as before", part.number, part.name), same)?;
         }
@@ -106,18 +104,6 @@ fn boot_files(disk: &Disk) -> Outcome<Files> {
             && path != "nvvars"
     });
     Ok(files)
-}
-
-pub fn same_bytes(a: &Disk, b: &Disk, start: u64, length: u64) -> Outcome<bool> {
-    let mut at = start;
-    while at < start + length {
-        let count = BLOCK.min(start + length - at);
-        if a.read(at, count)? != b.read(at, count)? {
-            return Ok(false);
-        }
-        at += count;
-    }
-    Ok(true)
 }
 
 /// Reads the report of a finished operation from the ESP of a machine that is
@@ -195,11 +181,11 @@ pub fn nothing_erased(bench: &mut Bench<'_>) -> Outcome {
     bench.equal("the partition table", disk.parts()?, base.parts()?)?;
     for name in ["swap", "root-x86-64"] {
         let part = base.part(name)?;
-        let same = same_bytes(&base, &disk, part.start, LUKS_BYTES)?;
+        let same = disk.same_as(&base, part.start, LUKS_BYTES)?;
         bench.check(&format!("headers and key slots of {name} are as before"), same)?;
     }
     let part = base.part(seeds::PARTITION)?;
-    let same = same_bytes(&base, &disk, part.start, part.length)?;
+    let same = disk.same_as(&base, part.start, part.length)?;
     bench.check("the seed partition is as before", same)?;
     disk.close()?;
     base.close()

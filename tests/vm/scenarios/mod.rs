@@ -5,14 +5,18 @@ mod cuts;
 mod end;
 mod quiet;
 mod refusals;
+mod replay;
+mod replay_small;
 mod reset;
 mod restore;
 mod restore_cuts;
 mod restore_reset;
 mod restore_skip;
-mod restored;
+pub mod restored;
 mod same_boot;
 mod tpm;
+
+pub use cuts::fresh_machine;
 
 use crate::bench::Bench;
 use crate::failure::Outcome;
@@ -21,6 +25,8 @@ use crate::failure::Outcome;
 pub const ORDINARY: &str = "ordinary";
 const KILLS: &str = "kills";
 const RESTORES: &str = "restores";
+const REPLAY_FULL: &str = "replay-full";
+const REPLAY_SMALL: &str = "replay-small";
 
 pub struct Scenario {
     pub name: &'static str,
@@ -50,6 +56,8 @@ pub const ALL: &[Scenario] = &[
     ordinary("restore-after-reset", 29, restore_reset::after_reset),
     ordinary("killed", 20, cuts::killed),
     ordinary("power-cuts", 40, cuts::power_cuts),
+    ordinary("replay-gpt", 41, replay::gpt),
+    ordinary("replay-wipe", 40, replay::wipe),
     ordinary("reset", 55, reset::default),
     ordinary("example", 50, reset::example),
     ordinary("tpm-locked", 30, tpm::locked),
@@ -58,6 +66,12 @@ pub const ALL: &[Scenario] = &[
     ordinary("quiet", 20, quiet::quiet),
     ordinary("refused", 25, refusals::refused),
     ordinary("tpm-software", 20, tpm::software),
+    long(REPLAY_FULL, "replay-full-reset", 40, replay::resets),
+    long(REPLAY_FULL, "replay-full-restore", 10, replay::restores),
+    long(REPLAY_SMALL, "replay-small-reset-a", 20, replay_small::resets_a),
+    long(REPLAY_SMALL, "replay-small-reset-b", 20, replay_small::resets_b),
+    long(REPLAY_SMALL, "replay-small-restore-a", 8, replay_small::restores_a),
+    long(REPLAY_SMALL, "replay-small-restore-b", 8, replay_small::restores_b),
     long(KILLS, "kills-a", 200, cuts::kills_a),
     long(KILLS, "kills-b", 200, cuts::kills_b),
     long(RESTORES, "restore-skips", 60, restore_skip::each),
