@@ -23,6 +23,7 @@ mod disk;
 mod esp;
 mod evidence;
 mod failure;
+mod fat;
 mod faults;
 mod guest;
 mod lab;

@@ -18,6 +18,9 @@ use std::fs::{self, File};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+/// Changes when what is recorded below changes.
+const RECIPE: &str = "1";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Reset,
@@ -55,7 +58,7 @@ pub struct Recording {
 impl Recording {
     /// Takes it from the cache, or makes it. Whoever comes second waits.
     pub fn prepare(lab: &Lab, base: &Base, kind: Kind) -> Outcome<Self> {
-        let above = base.dir.join("recorded");
+        let above = base.dir.join(format!("recorded-{RECIPE}"));
         fs::create_dir_all(&above).doing("making the recordings' directory")?;
         let lock = File::create(above.join(format!("{}.lock", kind.name())))?;
         flock(&lock, FlockOperation::LockExclusive).doing("locking a recording")?;

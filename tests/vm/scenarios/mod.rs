@@ -1,6 +1,7 @@
 //! What is shown, as a table: a name, the run it belongs to, and how many things
 //! it checks at least.
 
+mod committed;
 mod cuts;
 mod end;
 mod quiet;
@@ -25,8 +26,10 @@ use crate::failure::Outcome;
 pub const ORDINARY: &str = "ordinary";
 const KILLS: &str = "kills";
 const RESTORES: &str = "restores";
-const REPLAY_FULL: &str = "replay-full";
-const REPLAY_SMALL: &str = "replay-small";
+const FULL_RESETS: &str = "replay-full-reset";
+const FULL_RESTORES: &str = "replay-full-restore";
+const SMALL_RESETS: &str = "replay-small-reset";
+const SMALL_RESTORES: &str = "replay-small-restore";
 
 pub struct Scenario {
     pub name: &'static str,
@@ -66,12 +69,23 @@ pub const ALL: &[Scenario] = &[
     ordinary("quiet", 20, quiet::quiet),
     ordinary("refused", 25, refusals::refused),
     ordinary("tpm-software", 20, tpm::software),
-    long(REPLAY_FULL, "replay-full-reset", 40, replay::resets),
-    long(REPLAY_FULL, "replay-full-restore", 10, replay::restores),
-    long(REPLAY_SMALL, "replay-small-reset-a", 20, replay_small::resets_a),
-    long(REPLAY_SMALL, "replay-small-reset-b", 20, replay_small::resets_b),
-    long(REPLAY_SMALL, "replay-small-restore-a", 8, replay_small::restores_a),
-    long(REPLAY_SMALL, "replay-small-restore-b", 8, replay_small::restores_b),
+    long(FULL_RESETS, "replay-full-reset-a", 40, |bench| replay::resets(bench, 0)),
+    long(FULL_RESETS, "replay-full-reset-b", 40, |bench| replay::resets(bench, 1)),
+    long(FULL_RESETS, "replay-full-reset-c", 40, |bench| replay::resets(bench, 2)),
+    long(FULL_RESTORES, "replay-full-restore-a", 20, |bench| replay::restores(bench, 0)),
+    long(FULL_RESTORES, "replay-full-restore-b", 20, |bench| replay::restores(bench, 1)),
+    long(FULL_RESTORES, "replay-clone", 40, committed::clone),
+    long(SMALL_RESETS, "replay-small-reset-a", 30, |bench| replay_small::resets(bench, 0)),
+    long(SMALL_RESETS, "replay-small-reset-b", 30, |bench| replay_small::resets(bench, 1)),
+    long(SMALL_RESETS, "replay-small-reset-c", 30, |bench| replay_small::resets(bench, 2)),
+    long(SMALL_RESETS, "replay-small-reset-d", 30, |bench| replay_small::resets(bench, 3)),
+    long(SMALL_RESETS, "replay-small-reset-e", 30, |bench| replay_small::resets(bench, 4)),
+    long(SMALL_RESETS, "replay-small-reset-f", 30, |bench| replay_small::resets(bench, 5)),
+    long(SMALL_RESTORES, "replay-small-restore-a", 7, |bench| replay_small::restores(bench, 0)),
+    long(SMALL_RESTORES, "replay-small-restore-b", 7, |bench| replay_small::restores(bench, 1)),
+    long(SMALL_RESTORES, "replay-small-restore-c", 7, |bench| replay_small::restores(bench, 2)),
+    long(SMALL_RESTORES, "replay-small-restore-d", 7, |bench| replay_small::restores(bench, 3)),
+    long(SMALL_RESTORES, "replay-full-esp", 180, committed::full_esp),
     long(KILLS, "kills-a", 200, cuts::kills_a),
     long(KILLS, "kills-b", 200, cuts::kills_b),
     long(RESTORES, "restore-skips", 60, restore_skip::each),

@@ -13,9 +13,9 @@ use crate::tpm::Contents;
 use crate::writes::{SECTOR, What, Writes};
 use std::collections::BTreeSet;
 
-/// How many points the long run tries.
-const RESETS: usize = 40;
-const RESTORES: usize = 20;
+/// How many points the long runs try.
+const RESETS: usize = 36;
+const RESTORES: usize = 24;
 /// The protective MBR and the primary table; no partition begins before that.
 const TABLE: u64 = 2048 * SECTOR;
 /// What the first boot after a cut wrote, beside the machine's disk.
@@ -98,54 +98,75 @@ pub fn wipe(bench: &mut Bench<'_>) -> Outcome {
     })
 }
 
-pub fn resets(bench: &mut Bench<'_>) -> Outcome {
+pub fn resets(bench: &mut Bench<'_>, index: usize) -> Outcome {
     let recording = Recording::prepare(bench.lab, bench.base()?, Kind::Reset)?;
-    for_points(bench, &recording, (0, RESETS), |bench, point| {
+    let share = Share { index, of: 3, points: RESETS, salt: 1 };
+    for_points(bench, &recording, share, |bench, point| {
         recording.rewind(bench, point)?;
         reset_ends(bench, &recording)
     })
 }
 
-pub fn restores(bench: &mut Bench<'_>) -> Outcome {
+pub fn restores(bench: &mut Bench<'_>, index: usize) -> Outcome {
     let recording = Recording::prepare(bench.lab, bench.base()?, Kind::Restore)?;
-    for_points(bench, &recording, (0, RESTORES), |bench, point| {
+    let share = Share { index, of: 2, points: RESTORES, salt: 2 };
+    for_points(bench, &recording, share, |bench, point| {
         recording.rewind(bench, point)?;
         restore_ends(bench, &recording)
     })
 }
 
-/// Tries so many points, no two alike, the phases of the run taking turns; each lane
-/// has seeds of its own.
+/// A share of the points of a long run: each of `of` scenarios has another one.
+#[derive(Debug, Clone, Copy)]
+pub struct Share {
+    pub index: usize,
+    pub of: usize,
+    /// Points of all of them together.
+    pub points: usize,
+    /// What else the seed depends on: no two kinds of run try the same.
+    pub salt: u64,
+}
+
+/// Tries these points, no two alike, the phases of the run taking turns.
 pub fn for_points(
     bench: &mut Bench<'_>,
     recording: &Recording,
-    (lane, rounds): (u64, usize),
+    share: Share,
     mut one: impl FnMut(&mut Bench<'_>, &Point) -> Outcome,
 ) -> Outcome {
-    let replays = &bench.lab.replays;
-    if let Some(point) = replays.point.clone() {
+    let replays = bench.lab.replays.clone();
+    if let Some(point) = replays.point {
         return at(bench, &point, |bench| one(bench, &point));
     }
-    let rounds = replays.rounds.unwrap_or(rounds);
-    let mut tried = BTreeSet::new();
-    let mut chance = Chance::new(replays.seed << 8 | lane);
-    let phases = recording.phases.iter().cycle();
+    let all = points(recording, replays.seed << 8 | share.salt, share.points)?;
+    let mine = all.into_iter().skip(share.index).step_by(share.of);
+    let mine: Vec<_> = mine.take(replays.rounds.unwrap_or(share.points)).collect();
+    for (phase, point) in &mine {
+        at(bench, point, |bench| one(bench, point))
+            .map_err(|cause| Failure::new(format!("in `{phase}`: {cause}")))?;
+    }
+    bench.check("there were points", !mine.is_empty())?;
+    bench.note(format!("{} points, seed {}", mine.len(), replays.seed));
+    Ok(())
+}
+
+/// So many different points, and the phase of each.
+fn points(recording: &Recording, seed: u64, count: usize) -> Outcome<Vec<(String, Point)>> {
+    let mut chance = Chance::new(seed);
+    let (mut tried, mut points) = (BTreeSet::new(), Vec::new());
     // A phase of a single write has only so many points.
-    for phase in phases.take(rounds * 20) {
-        if tried.len() == rounds {
-            break;
-        }
+    for phase in recording.phases.iter().cycle().take(count * 20) {
         let part = phase.entries.clone();
         let point = Point::choose(&recording.writes, part, recording.clear, &mut chance);
         let Ok(point) = point else { continue };
         if tried.insert(point.clone()) {
-            at(bench, &point, |bench| one(bench, &point))
-                .map_err(|cause| Failure::new(format!("in `{}`: {cause}", phase.name)))?;
+            points.push((phase.name.clone(), point));
+        }
+        if points.len() == count {
+            return Ok(points);
         }
     }
-    bench.equal("points tried", tried.len(), rounds)?;
-    bench.note(format!("{} points, seed {}", tried.len(), bench.lab.replays.seed));
-    Ok(())
+    Err(Failure::new(format!("the recording has only {} different points", points.len())))
 }
 
 /// A failure says how to come back to it.
@@ -156,6 +177,8 @@ fn at(
 ) -> Outcome {
     let name = bench.name.clone();
     println!("vm: {name} at {point}");
+    let read: Point = point.to_string().parse()?;
+    bench.equal("the point, as it is read back", &read, point)?;
     run(bench).map_err(|cause| {
         let again = format!("cargo run -p restage-vm -- {name} --point '{point}'");
         Failure::new(format!("{cause}\n      again: {again}"))

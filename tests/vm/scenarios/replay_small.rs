@@ -2,7 +2,7 @@
 //! looked at from outside. Of a restore also what its state is.
 
 use super::end;
-use super::replay::{for_points, planted};
+use super::replay::{Share, for_points, planted};
 use super::restored::{CHANGED, VOLUMES};
 use crate::bench::{Bench, DEAD_ENDS};
 use crate::disk::Access;
@@ -14,34 +14,19 @@ use crate::tpm::Contents;
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 
-/// How many points each of the scenarios tries.
-const RESETS: usize = 150;
-const RESTORES: usize = 50;
+/// How many points the long runs try.
+const RESETS: usize = 300;
+const RESTORES: usize = 100;
 /// Headers and key slots of a volume.
 const LUKS_BYTES: u64 = 16 << 20;
 
-pub fn resets_a(bench: &mut Bench<'_>) -> Outcome {
-    resets(bench, 1)
-}
-
-pub fn resets_b(bench: &mut Bench<'_>) -> Outcome {
-    resets(bench, 2)
-}
-
-pub fn restores_a(bench: &mut Bench<'_>) -> Outcome {
-    restores(bench, 1)
-}
-
-pub fn restores_b(bench: &mut Bench<'_>) -> Outcome {
-    restores(bench, 2)
-}
-
-fn resets(bench: &mut Bench<'_>, lane: u64) -> Outcome {
+pub fn resets(bench: &mut Bench<'_>, index: usize) -> Outcome {
     let recording = Recording::prepare(bench.lab, bench.base()?, Kind::Reset)?;
     let files = files(bench)?;
     let direct = small::make(bench.base()?, small::RESET, files.path())?;
     let before = planted(&recording)?;
-    for_points(bench, &recording, (lane, RESETS), |bench, point| {
+    let share = Share { index, of: 6, points: RESETS, salt: 3 };
+    for_points(bench, &recording, share, |bench, point| {
         recording.rewind(bench, point)?;
         bench.machine.direct = Some(direct.clone());
         reset_ends(bench, &recording, &before)
@@ -61,7 +46,7 @@ fn reset_ends(bench: &mut Bench<'_>, recording: &Recording, before: &Contents) -
     end::tpm_cleared(bench, before, &after)
 }
 
-fn restores(bench: &mut Bench<'_>, lane: u64) -> Outcome {
+pub fn restores(bench: &mut Bench<'_>, index: usize) -> Outcome {
     let recording = Recording::prepare(bench.lab, bench.base()?, Kind::Restore)?;
     let files = files(bench)?;
     let direct = small::make(bench.base()?, small::RESTORE, files.path())?;
@@ -77,7 +62,8 @@ fn restores(bench: &mut Bench<'_>, lane: u64) -> Outcome {
     bench.check("the restore was carried out", console.contains(IN_PLACE))?;
     let new = state(&console)?;
     bench.differ("the state", &old, &new)?;
-    for_points(bench, &recording, (lane, RESTORES), |bench, point| {
+    let share = Share { index, of: 4, points: RESTORES, salt: 4 };
+    for_points(bench, &recording, share, |bench, point| {
         let console = run(bench, point)?;
         let in_place = console.contains(IN_PLACE);
         let is = state(&console)?;
@@ -97,12 +83,12 @@ fn restores(bench: &mut Bench<'_>, lane: u64) -> Outcome {
 const IN_PLACE: &str = "restage: the restored state is in place";
 
 /// Where the small machine's files are as long as the scenario lasts.
-fn files(bench: &Bench<'_>) -> Outcome<tempfile::TempDir> {
+pub fn files(bench: &Bench<'_>) -> Outcome<tempfile::TempDir> {
     tempfile::tempdir_in(bench.lab.cache.join("run")).doing("making a directory")
 }
 
 /// One power-on of the small machine, up to these last words or a reboot; what it said.
-fn boot(bench: &mut Bench<'_>, last: &str) -> Outcome<String> {
+pub fn boot(bench: &mut Bench<'_>, last: &str) -> Outcome<String> {
     bench.power_on()?;
     bench.line(&[small::BEGINS], 60)?;
     // A hold has no end.
