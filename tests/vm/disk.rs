@@ -103,7 +103,7 @@ impl Disk {
         }
     }
 
-    /// Whether a part is the same as on `base`. Only what lies in overlays of it is
+    /// Whether a part is the same as on `base`. Only what lies in overlays of that is
     /// compared, if this is one: all else is the base's own.
     pub fn same_as(&self, base: &Self, start: u64, length: u64) -> Outcome<bool> {
         for extent in self.not_of(base)? {
@@ -119,7 +119,7 @@ impl Disk {
         Ok(true)
     }
 
-    /// Where the disk may differ from the one at the bottom of its chain of overlays.
+    /// Where the disk may differ from one that it is an overlay of.
     fn not_of(&self, base: &Self) -> Outcome<Vec<Range<u64>>> {
         let all: Vec<_> = std::iter::once(0..self.size()).collect();
         let (Some(path), Some(base)) = (&self.path, &base.path) else { return Ok(all) };
@@ -130,13 +130,13 @@ impl Disk {
             serde_json::from_str(&said).doing("reading what qemu-img said")
         };
         let chain = ask(&["info", "--backing-chain"])?;
-        let bottom = chain.last().and_then(|disk| disk["filename"].as_str());
-        if bottom.map(Path::new) != Some(base) {
+        let mut names = chain.iter().map(|disk| disk["filename"].as_str().map(Path::new));
+        let Some(depth_of_base) = names.position(|name| name == Some(base)) else {
             return Ok(all);
-        }
+        };
         let above = ask(&["map"])?.into_iter().filter_map(|extent| {
             let number = |name: &str| extent[name].as_u64();
-            let is_own = number("depth")? + 1 < chain.len() as u64;
+            let is_own = number("depth")? < depth_of_base as u64;
             is_own.then_some(number("start")?..number("start")? + number("length")?)
         });
         Ok(above.collect())
