@@ -56,7 +56,7 @@ pub const RESET: &str = "run initrd reset\n";
 /// after them.
 pub const RESTORE: &str = r#"
 run initrd reset
-cryptsetup open --key-file /small/root.key "$(node root-x86-64)" root
+cryptsetup open --disable-external-tokens --key-file /small/root.key "$(node root-x86-64)" root
 test ! -e /run/restage/restore || run initrd restore
 mkdir /state
 mount -t ext4 -o ro /dev/mapper/root /state

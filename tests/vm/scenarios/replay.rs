@@ -233,6 +233,8 @@ pub fn planted(recording: &Recording) -> Outcome<Contents> {
 fn restore_ends(bench: &mut Bench<'_>, recording: &Recording) -> Outcome {
     let (old, restored) = (recording.before.clone(), bench.base()?.facts.clone());
     bench.power_on()?;
+    // Two passphrases are enrolled before root is mounted, which takes its time.
+    bench.line(&["restage: the restored state is in place", "Mounting sysroot.mount"], 200)?;
     let now = bench.booted(Boot::Usual)?;
     let in_place = bench.console_ever_said("restage: the restored state is in place")?;
     let wanted = if in_place { &restored } else { &old };
