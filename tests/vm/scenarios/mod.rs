@@ -24,6 +24,8 @@ use crate::failure::Outcome;
 
 /// The run without a shard's name.
 pub const ORDINARY: &str = "ordinary";
+/// What the ordinary run has no time for, and no other shard is about.
+const BOOTS: &str = "boots";
 const KILLS: &str = "kills";
 const RESTORES: &str = "restores";
 const FULL_RESETS: &str = "replay-full-reset";
@@ -56,19 +58,14 @@ const fn long(
 pub const ALL: &[Scenario] = &[
     ordinary("restore-rolled-back", 15, restore::rolled_back),
     ordinary("restore-confirmed", 25, restore::confirmed),
-    ordinary("restore-after-reset", 29, restore_reset::after_reset),
-    ordinary("killed", 20, cuts::killed),
     ordinary("power-cuts", 40, cuts::power_cuts),
     ordinary("replay-gpt", 41, replay::gpt),
     ordinary("replay-wipe", 40, replay::wipe),
     ordinary("reset", 55, reset::default),
-    ordinary("example", 50, reset::example),
     ordinary("tpm-locked", 30, tpm::locked),
     ordinary("tpm-none", 25, tpm::none),
-    ordinary("same-boot", 35, same_boot::once),
     ordinary("quiet", 20, quiet::quiet),
     ordinary("refused", 25, refusals::refused),
-    ordinary("tpm-software", 20, tpm::software),
     long(FULL_RESETS, "replay-full-reset-a", 40, |bench| replay::resets(bench, 0)),
     long(FULL_RESETS, "replay-full-reset-b", 40, |bench| replay::resets(bench, 1)),
     long(FULL_RESETS, "replay-full-reset-c", 40, |bench| replay::resets(bench, 2)),
@@ -86,6 +83,11 @@ pub const ALL: &[Scenario] = &[
     long(SMALL_RESTORES, "replay-small-restore-c", 7, |bench| replay_small::restores(bench, 2)),
     long(SMALL_RESTORES, "replay-small-restore-d", 7, |bench| replay_small::restores(bench, 3)),
     long(SMALL_RESTORES, "replay-full-esp", 180, committed::full_esp),
+    long(BOOTS, "restore-after-reset", 29, restore_reset::after_reset),
+    long(BOOTS, "killed", 20, cuts::killed),
+    long(BOOTS, "example", 50, reset::example),
+    long(BOOTS, "same-boot", 35, same_boot::once),
+    long(BOOTS, "tpm-software", 20, tpm::software),
     long(KILLS, "kills-a", 200, cuts::kills_a),
     long(KILLS, "kills-b", 200, cuts::kills_b),
     long(RESTORES, "restore-skips", 60, restore_skip::each),
