@@ -124,7 +124,7 @@ impl World {
             Object::Directory(number) => {
                 format!("{root}{}", files.path_of(number).unwrap_or_default())
             }
-            Object::Volume(index) => format!("`{}`", super::volume::NAMES[index]),
+            Object::Volume(index) => format!("`{}`", super::slots::NAMES[index]),
         };
         Met { device: op.device, call: op.call, verb: op.verb, object }
     }

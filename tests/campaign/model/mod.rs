@@ -6,6 +6,7 @@
 pub mod call;
 pub mod disk;
 pub mod files;
+pub mod slots;
 pub mod tpm;
 pub mod volume;
 

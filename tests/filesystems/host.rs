@@ -1,0 +1,211 @@
+//! Outside: starts the kernels, waits for what they say, and believes only a whole verdict.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use crate::Arguments;
+use crate::explore::{Figures, Verdict, Violation};
+use crate::inside::Task;
+
+/// A kernel that says nothing for so long hangs.
+const SILENCE: Duration = Duration::from_secs(120);
+/// Memory of each kernel.
+const MEMORY: &str = "mem=1024M";
+
+/// Everything, and whether it is as it must be.
+pub fn run(arguments: &Arguments) -> Result<bool, String> {
+    let arguments = absolute(arguments)?;
+    let begin = Instant::now();
+    if arguments.replay.is_some() {
+        let verdict = start(&Task::Replay, &arguments)?.wait(true)?;
+        for violation in &verdict.violations {
+            println!("VIOLATION {}: {}", violation.path, violation.what);
+        }
+        if verdict.violations.is_empty() {
+            println!("everything is as it must be");
+        }
+        return Ok(verdict.violations.is_empty());
+    }
+    // A worker would take an old one for its own.
+    for entry in fs::read_dir(&arguments.directory).map_err(|error| error.to_string())? {
+        let path = entry.map_err(|error| error.to_string())?.path();
+        if path.is_file() {
+            fs::remove_file(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        }
+    }
+    start(&Task::Record, &arguments)?.wait(true)?;
+    let all = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
+    let of = arguments.kernels.unwrap_or(all);
+    let kernels = (0..of).map(|worker| start(&Task::Explore { worker, of }, &arguments));
+    let kernels: Vec<Kernel> = kernels.collect::<Result<_, _>>()?;
+    let mut verdicts = Vec::new();
+    for kernel in kernels {
+        verdicts.push(kernel.wait(true)?);
+    }
+    let mut distinct = HashSet::new();
+    for worker in 0..of {
+        let path = arguments.directory.join(format!("{}.followed", Task::Explore { worker, of }));
+        let bytes = fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        distinct.extend(bytes.chunks(8).map(<[u8]>::to_vec));
+    }
+    Ok(report(&arguments, &verdicts, distinct.len(), begin.elapsed()))
+}
+
+fn absolute(arguments: &Arguments) -> Result<Arguments, String> {
+    let whole = |path: &Path| {
+        fs::canonicalize(path).map_err(|error| format!("{}: {error}", path.display()))
+    };
+    fs::create_dir_all(&arguments.directory).map_err(|error| error.to_string())?;
+    let linux = whole(&arguments.linux)
+        .map_err(|error| format!("{error}: scripts/setup unpacks User-Mode Linux there"))?;
+    let modules = linux.join("usr/lib/uml/modules");
+    let mut versions = fs::read_dir(&modules).map_err(|e| format!("{}: {e}", modules.display()))?;
+    let version = versions.next().ok_or("User-Mode Linux has no modules")?;
+    Ok(Arguments {
+        directory: whole(&arguments.directory)?,
+        replay: arguments.replay.as_deref().map(whole).transpose()?,
+        modules: version.map_err(|error| error.to_string())?.path(),
+        linux,
+        ..arguments.clone()
+    })
+}
+
+struct Kernel {
+    child: Child,
+    task: Task,
+    verdict: PathBuf,
+    nonce: String,
+}
+
+/// Starts a kernel, and in it this program.
+fn start(task: &Task, arguments: &Arguments) -> Result<Kernel, String> {
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let nonce = format!("{}-{task}", std::process::id());
+    let verdict = arguments.directory.join(format!("{task}.verdict"));
+    let directory = arguments.directory.display();
+    let mut command = Command::new(arguments.linux.join("usr/bin/linux.uml"));
+    // For processors with more vector registers than this kernel knows of.
+    command.env("LD_PRELOAD", arguments.linux.join("xstate.so"));
+    command.args([MEMORY, "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw", "gpt"]);
+    command.args(["con=null", "con0=null,fd:1", "quiet", "panic=-1", "dirty_ratio=60"]);
+    command.arg(format!("uml_dir={directory}/"));
+    command.arg(format!("umid={task}"));
+    command.arg(format!("init={}", program.display()));
+    command.arg("--");
+    command.arg(format!("--inside={task}"));
+    command.arg(format!("--nonce={nonce}"));
+    command.arg(format!("--directory={directory}"));
+    command.arg(format!("--modules={}", arguments.modules.display()));
+    for (name, value) in [
+        ("second", arguments.second),
+        ("one-in", arguments.one_in),
+        ("fsck", arguments.fsck),
+        ("violations", arguments.violations as u64),
+    ] {
+        command.arg(format!("--{name}={value}"));
+    }
+    command.args(arguments.say.then_some("--say"));
+    command.args(arguments.replay.as_ref().map(|path| format!("--replay={}", path.display())));
+    command.args(&arguments.cases);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    // Its helpers end with it.
+    command.process_group(0);
+    let child = command.spawn();
+    let child = child.map_err(|e| format!("{}: {e}", arguments.linux.display()))?;
+    Ok(Kernel { child, task: task.clone(), verdict, nonce })
+}
+
+impl Kernel {
+    /// Waits for its end. Whatever is not a whole verdict of this very kernel is a failure.
+    fn wait(mut self, is_shown: bool) -> Result<Verdict, String> {
+        let (sender, lines) = channel();
+        let output = self.child.stdout.take().ok_or("no console")?;
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut last = Vec::new();
+        let why = loop {
+            match lines.recv_timeout(SILENCE) {
+                Ok(line) => {
+                    if is_shown {
+                        println!("{line}");
+                    }
+                    last.push(line);
+                }
+                Err(RecvTimeoutError::Disconnected) => break None,
+                Err(RecvTimeoutError::Timeout) => break Some("it hangs"),
+            }
+        };
+        if why.is_some() {
+            self.end();
+        }
+        let status = self.child.wait().map_err(|error| error.to_string())?;
+        let told = fs::read(&self.verdict).map_err(|error| error.to_string());
+        let told = told.and_then(|text| {
+            serde_json::from_slice::<Verdict>(&text).map_err(|error| error.to_string())
+        });
+        let failed = |what: String| {
+            let said = last[last.len().saturating_sub(30)..].join("\n");
+            Err(format!("{}: {what}; the last that it said:\n{said}", self.task))
+        };
+        match (why, told) {
+            (Some(why), _) => failed(why.to_owned()),
+            (None, _) if !status.success() => failed(format!("the kernel: {status}")),
+            (None, Err(error)) => failed(format!("no verdict: {error}")),
+            (None, Ok(verdict)) if verdict.nonce != self.nonce => failed("no verdict".to_owned()),
+            (None, Ok(Verdict { failed: Some(what), .. })) => failed(what),
+            (None, Ok(verdict)) => Ok(verdict),
+        }
+    }
+
+    /// Ends it.
+    fn end(&mut self) {
+        // The kernel's own process may have left the group.
+        let _ = self.child.kill();
+        let group = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        if let Some(group) = group {
+            // It may be gone already.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+fn report(arguments: &Arguments, verdicts: &[Verdict], distinct: usize, time: Duration) -> bool {
+    let mut figures: BTreeMap<&str, Figures> = BTreeMap::new();
+    for (name, part) in verdicts.iter().flat_map(|verdict| &verdict.figures) {
+        let all = figures.entry(name).or_default();
+        all.once += part.once;
+        all.twice += part.twice;
+        all.checked += part.checked;
+        all.unreadable += part.unreadable;
+    }
+    for (name, all) in &figures {
+        println!(
+            "{name:17} {:6} states of an interruption, {:6} of a second one; {:6} also after fsck; {:3} needed one",
+            all.once, all.twice, all.checked, all.unreadable
+        );
+    }
+    let violations: Vec<&Violation> = verdicts.iter().flat_map(|v| &v.violations).collect();
+    for violation in &violations {
+        println!("VIOLATION {}: {}", violation.path, violation.what);
+        println!("see it again: restage-filesystems --say --replay {}", violation.state.display());
+    }
+    println!("{distinct} distinct states in {} s", time.as_secs());
+    let is_enough = distinct >= arguments.at_least;
+    if !is_enough {
+        println!("fewer than the {} that there must be", arguments.at_least);
+    }
+    violations.is_empty() && is_enough
+}

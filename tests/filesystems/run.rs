@@ -1,0 +1,95 @@
+//! Power cuts on the kernel's own file systems, as many as there are.
+//!
+//! `restage-filesystems` starts Linux as a process (User-Mode Linux), and in it itself. There every
+//! operation is recorded, as the disk sees it, and each state that a power cut may leave of it is
+//! mounted, recovered from, and checked. It ends with 1 where something is not as it must be, and says
+//! how to see that again.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::expect_used,
+    reason = "a test: a panic is its verdict"
+)]
+
+mod cases;
+mod explore;
+mod guest;
+mod host;
+mod image;
+mod inside;
+mod ioctl;
+mod layout;
+mod medium;
+mod rig;
+#[path = "../campaign/model/slots.rs"]
+#[allow(dead_code, reason = "the model has a use for all of it")]
+mod slots;
+mod states;
+mod tpm;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Interrupts every operation of restage on real file systems.
+#[derive(Clone, Debug, Parser)]
+pub struct Arguments {
+    /// Only these cases.
+    pub cases: Vec<String>,
+    /// The recovery of one in so many states is interrupted again.
+    #[arg(long, default_value_t = 10)]
+    pub second: u64,
+    /// Of what such an interruption leaves, one in so many is followed.
+    #[arg(long, default_value_t = 10)]
+    pub one_in: u64,
+    /// One in so many states is also followed with a check of the file systems before us.
+    #[arg(long, default_value_t = 1)]
+    pub fsck: u64,
+    /// At least so many distinct states, or it has failed.
+    #[arg(long, default_value_t = 0)]
+    pub at_least: usize,
+    /// Stop after so many violations.
+    #[arg(long, default_value_t = 10)]
+    pub violations: usize,
+    /// So many kernels at once; as many as there are processors unless told otherwise.
+    #[arg(long)]
+    pub kernels: Option<u64>,
+    /// Follow a state again that a violation has left.
+    #[arg(long)]
+    pub replay: Option<PathBuf>,
+    /// Say what restage says.
+    #[arg(long)]
+    pub say: bool,
+    /// Where User-Mode Linux is unpacked.
+    #[arg(long, default_value = ".cache/uml")]
+    pub linux: PathBuf,
+    /// Where recordings, states and verdicts go.
+    #[arg(long, default_value = "target/filesystems")]
+    pub directory: PathBuf,
+    /// In the kernel: what this process is to do there.
+    #[arg(long, hide = true)]
+    pub inside: Option<inside::Task>,
+    /// What the answer is marked with.
+    #[arg(long, hide = true, default_value = "")]
+    pub nonce: String,
+    /// The kernel's modules.
+    #[arg(long, hide = true, default_value = ".")]
+    pub modules: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if let Some(task) = arguments.inside.clone() {
+        inside::run(&task, &arguments);
+    }
+    match host::run(&arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(what) => {
+            println!("FAILED: {what}");
+            ExitCode::FAILURE
+        }
+    }
+}
