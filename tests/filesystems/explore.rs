@@ -127,8 +127,9 @@ impl<'a> Explorer<'a> {
         }
     }
 
-    fn is_enough(&self) -> bool {
-        self.verdict.violations.len() >= self.reach.violations
+    fn is_enough(&self, case: &dyn Case) -> bool {
+        let is_its = |v: &&Violation| v.path.split(':').next() == Some(case.name());
+        self.verdict.violations.iter().filter(is_its).count() >= self.reach.violations
     }
 
     /// Follows this worker's part of what an interruption of the operation leaves.
@@ -160,7 +161,7 @@ impl<'a> Explorer<'a> {
             if let Some(recovery) = self.follow(case, &kept, is_recorded) {
                 self.explore_recovery(case, &kept, &recovery);
             }
-            if self.is_enough() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if self.is_enough(case) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         Ok(())
     }
@@ -181,7 +182,7 @@ impl<'a> Explorer<'a> {
             };
             self.figures(case).twice += 1;
             self.follow(case, &kept, false);
-            if self.is_enough() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if self.is_enough(case) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
     }
 
@@ -273,7 +274,7 @@ fn recover(
         match booted {
             Booted::Again => {}
             Booted::Unreadable(_)
-                if !kept.has_returned && !is_checked && case.is_untouched(rig) =>
+                if !is_checked && case.may_wait_for_check(rig, kept.has_returned) =>
             {
                 unreadable += 1;
                 case.check_file_systems(rig)?;
@@ -300,8 +301,12 @@ fn save(kept: &Kept, is_checked: bool, file: File) -> std::io::Result<()> {
     file.flush()
 }
 
-/// Follows a kept state again.
-pub fn replay(cases: &[Box<dyn Case>], rig: &mut Rig, state: &Path) -> Result<(), String> {
+/// Follows a kept state again, and says how it ended; nothing when it is of none of these cases.
+pub fn replay(
+    cases: &[Box<dyn Case>],
+    rig: &mut Rig,
+    state: &Path,
+) -> Result<Option<Result<(), String>>, String> {
     let read = || {
         let mut file = BufReader::new(File::open(state)?);
         let (mut line, mut byte) = (Vec::new(), [0]);
@@ -320,11 +325,7 @@ pub fn replay(cases: &[Box<dyn Case>], rig: &mut Rig, state: &Path) -> Result<()
     let (kept, is_checked) = read.map_err(|error| format!("{}: {error}", state.display()))?;
     let name = kept.path.split(':').next().unwrap_or("");
     let case = cases.iter().find(|case| case.name() == name);
-    let case = case.ok_or_else(|| format!("there is no case `{name}`"))?;
-    println!(
-        "{}, {} the file systems are checked",
-        kept.path,
-        if is_checked { "after" } else { "before" }
-    );
-    recover(case.as_ref(), rig, &kept, is_checked, false).map(drop)
+    let Some(case) = case else { return Ok(None) };
+    println!("{}, {} check", kept.path, if is_checked { "after a" } else { "without a" });
+    Ok(Some(recover(case.as_ref(), rig, &kept, is_checked, false).map(drop)))
 }

@@ -113,6 +113,7 @@ fn start(task: &Task, arguments: &Arguments) -> Result<Kernel, String> {
         command.arg(format!("--{name}={value}"));
     }
     command.args(arguments.say.then_some("--say"));
+    command.args(arguments.controls.then_some("--controls"));
     command.args(arguments.replay.as_ref().map(|path| format!("--replay={}", path.display())));
     command.args(&arguments.cases);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -197,6 +198,9 @@ fn report(arguments: &Arguments, verdicts: &[Verdict], distinct: usize, time: Du
             all.once, all.twice, all.checked, all.unreadable
         );
     }
+    if arguments.controls {
+        return are_controlled(figures.keys(), verdicts);
+    }
     let violations: Vec<&Violation> = verdicts.iter().flat_map(|v| &v.violations).collect();
     for violation in &violations {
         println!("VIOLATION {}: {}", violation.path, violation.what);
@@ -208,4 +212,21 @@ fn report(arguments: &Arguments, verdicts: &[Verdict], distinct: usize, time: Du
         println!("fewer than the {} that there must be", arguments.at_least);
     }
     violations.is_empty() && is_enough
+}
+
+/// Whether what is wrong was seen to be wrong, and what is right was not.
+fn are_controlled<'a>(names: impl Iterator<Item = &'a &'a str>, verdicts: &[Verdict]) -> bool {
+    let (mut count, mut all) = (0, true);
+    for name in names {
+        let is_its = |v: &&Violation| v.path.split(':').next() == Some(*name);
+        let found = verdicts.iter().flat_map(|v| &v.violations).filter(is_its).count();
+        let is_as_it_must_be = (found == 0) == name.starts_with("right-");
+        println!(
+            "{name}: {found} violations, {}",
+            if is_as_it_must_be { "as it must be" } else { "and that is WRONG" }
+        );
+        count += 1;
+        all &= is_as_it_must_be;
+    }
+    count > 0 && all
 }

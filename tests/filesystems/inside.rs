@@ -1,5 +1,6 @@
 //! What is done inside the kernel.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -9,6 +10,7 @@ use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::cases::{self, Case};
 use crate::explore::{self, Explorer, Reach, Verdict};
+use crate::layout::Layout;
 use crate::medium::{DISK, Medium};
 use crate::rig::Rig;
 use crate::{Arguments, guest};
@@ -92,59 +94,66 @@ fn tell(verdict: &Verdict, path: &Path) -> std::io::Result<()> {
 
 fn work(task: &Task, arguments: &Arguments) -> Result<Verdict, String> {
     guest::begin(&arguments.modules)?;
-    let layout = cases::reset::layout();
+    let layout = Layout::new();
     let medium = Medium::new(layout.image.clone());
     medium.attach().map_err(|error| format!("{DISK}: {error}"))?;
     guest::put("/sys/block/nbd0/queue/nomerges", "2")?;
-    let mut rig = Rig::new(medium, layout.tables.clone()).map_err(|e| format!("{DISK}: {e}"))?;
-    let mut all = cases::reset::all(&mut rig)?;
+    let mut rig = Rig::new(medium, layout.tables).map_err(|e| format!("{DISK}: {e}"))?;
     // The kernel appends words of its own.
     let wanted = arguments.cases.iter().filter(|name| !name.contains('='));
-    let wanted: Vec<&String> = wanted.collect();
-    if !wanted.is_empty() {
-        let is_known = |name: &&String| all.iter().any(|case| case.name() == *name);
-        if let Some(name) = wanted.iter().find(|name| !is_known(name)) {
-            return Err(format!("there is no case `{name}`"));
-        }
-        all.retain(|case| wanted.iter().any(|name| *name == case.name()));
-    }
-    match task {
-        Task::Record => record_all(&all, &mut rig, &arguments.directory),
-        Task::Replay => {
-            let state = arguments.replay.as_deref().ok_or("no state is named")?;
-            let violations = match explore::replay(&all, &mut rig, state) {
-                Ok(()) => Vec::new(),
-                Err(what) => {
-                    let (path, state) = (state.display().to_string(), state.to_owned());
-                    vec![explore::Violation { path, what, state }]
-                }
-            };
-            Ok(Verdict { violations, ..Verdict::default() })
-        }
-        Task::Explore { worker, of } => {
-            let reach = Reach {
-                worker: (*worker, *of),
-                second: arguments.second,
-                one_in: arguments.one_in,
-                fsck: arguments.fsck,
-                violations: arguments.violations,
-            };
-            let mut explorer = Explorer::new(&mut rig, &arguments.directory, reach);
-            for case in &all {
-                explorer.explore(case.as_ref())?;
+    let mut wanted: BTreeSet<&str> = wanted.map(String::as_str).collect();
+    let is_all = wanted.is_empty();
+    let mut verdict = Verdict::default();
+    let mut followed = Vec::new();
+    for make in if arguments.controls { cases::CONTROLS } else { cases::OPERATIONS } {
+        let mut all = make(&mut rig)?;
+        if let Some(state) = arguments.replay.as_deref() {
+            if let Some(ended) = explore::replay(&all, &mut rig, state)? {
+                let (path, state) = (state.display().to_string(), state.to_owned());
+                let violation = |what| explore::Violation { path, what, state };
+                verdict.violations.extend(ended.err().map(violation));
+                return Ok(verdict);
             }
-            let path = arguments.directory.join(format!("{task}.followed"));
-            let saved = File::create(&path).map(BufWriter::new).and_then(|mut file| {
-                explorer.followed.iter().try_for_each(|key| file.write_all(&key.to_le_bytes()))?;
-                file.flush()
-            });
-            saved.map_err(|error| format!("{}: {error}", path.display()))?;
-            Ok(explorer.verdict)
+            continue;
+        }
+        all.retain(|case| wanted.remove(case.name()) || is_all);
+        match task {
+            Task::Record => record_all(&all, &mut rig, &arguments.directory)?,
+            Task::Replay => return Err("no state is named".to_owned()),
+            Task::Explore { worker, of } => {
+                let reach = Reach {
+                    worker: (*worker, *of),
+                    second: arguments.second,
+                    one_in: arguments.one_in,
+                    fsck: arguments.fsck,
+                    violations: arguments.violations,
+                };
+                let mut explorer = Explorer::new(&mut rig, &arguments.directory, reach);
+                for case in &all {
+                    explorer.explore(case.as_ref())?;
+                }
+                followed.append(&mut explorer.followed);
+                verdict.figures.append(&mut explorer.verdict.figures);
+                verdict.violations.append(&mut explorer.verdict.violations);
+            }
         }
     }
+    if let Some(name) = wanted.first() {
+        return Err(format!("there is no case `{name}`"));
+    }
+    if arguments.replay.is_some() {
+        return Err("the state is of none of the cases".to_owned());
+    }
+    let path = arguments.directory.join(format!("{task}.followed"));
+    let saved = File::create(&path).map(BufWriter::new).and_then(|mut file| {
+        followed.iter().try_for_each(|key: &u64| file.write_all(&key.to_le_bytes()))?;
+        file.flush()
+    });
+    saved.map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(verdict)
 }
 
-fn record_all(all: &[Box<dyn Case>], rig: &mut Rig, directory: &Path) -> Result<Verdict, String> {
+fn record_all(all: &[Box<dyn Case>], rig: &mut Rig, directory: &Path) -> Result<(), String> {
     for case in all {
         let recording = explore::record(case.as_ref(), rig)
             .map_err(|error| format!("{}, uninterrupted: {error}", case.name()))?;
@@ -156,5 +165,5 @@ fn record_all(all: &[Box<dyn Case>], rig: &mut Rig, directory: &Path) -> Result<
         saved.map_err(|error| format!("{}: {error}", path.display()))?;
         println!("{}: {} writes and flushes", case.name(), recording.entries.len());
     }
-    Ok(Verdict::default())
+    Ok(())
 }

@@ -20,6 +20,8 @@ const PARTITIONS: [(&str, &str); 6] = [
     ("root-x86-64", "4f68bce3-e8cd-4db1-96e7-fbcaf984b709"),
     ("local-data", LINUX),
 ];
+/// And size in KiB. The root is large enough for a file system with a journal.
+const SIZES: [u64; 6] = [4096, 32, 8, 48, 24 * 1024, 12];
 /// Their numbers, from 1 on, as indices from 0 on.
 pub const ESP: usize = 0;
 /// The seeds.
@@ -44,9 +46,9 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// A disk with an ESP and a root of this size, both empty.
-    pub fn new(esp_kib: u64, root_kib: u64) -> Self {
-        let sizes = [esp_kib, 32, 8, 48, root_kib, 12].map(|kib| kib * KIB);
+    /// A disk without file systems.
+    pub fn new() -> Self {
+        let sizes = SIZES.map(|kib| kib * KIB);
         let length = usize::try_from(TABLES + sizes.iter().sum::<u64>()).unwrap();
         let mut bytes = vec![0; length];
         let mut table = gpt::GptConfig::new()

@@ -27,6 +27,8 @@ mod rig;
 mod slots;
 mod states;
 mod tpm;
+mod unsynced;
+mod volume;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -59,6 +61,9 @@ pub struct Arguments {
     /// Follow a state again that a violation has left.
     #[arg(long)]
     pub replay: Option<PathBuf>,
+    /// Protocols that are known to be wrong, and that have to be seen to fail.
+    #[arg(long)]
+    pub controls: bool,
     /// Say what restage says.
     #[arg(long)]
     pub say: bool,

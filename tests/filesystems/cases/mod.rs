@@ -1,10 +1,24 @@
 //! The operations, and what has to be so.
 
+pub mod control;
 pub mod reset;
+pub mod restore;
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
 
 use crate::image::Image;
 use crate::medium::Beside;
 use crate::rig::Rig;
+
+/// Makes some of the cases, and the machines that they begin with.
+pub type Make = fn(&mut Rig) -> Result<Vec<Box<dyn Case>>, String>;
+
+/// In this order: the last one keeps a partition in use.
+pub const OPERATIONS: &[Make] = &[reset::all, restore::all];
+/// What has to be seen to fail.
+pub const CONTROLS: &[Make] = &[control::all];
 
 /// What a boot has come to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,8 +47,14 @@ pub trait Case {
     fn check_file_systems(&self, rig: &mut Rig) -> Result<(), String>;
     /// One boot, from the initrd to what the OS does of it; whatever must be so at any instant is.
     fn boot(&self, rig: &mut Rig) -> Result<Booted, String>;
-    /// Whether everything is as if the operation had never begun.
-    fn is_untouched(&self, rig: &Rig) -> bool;
+    /// Whether it is right that nothing is done before the file systems have been checked.
+    fn may_wait_for_check(&self, rig: &Rig, has_returned: bool) -> bool;
     /// What must be so in the end; when the operation had returned, what it has promised.
     fn check_end(&self, rig: &mut Rig, has_returned: bool) -> Result<(), String>;
+}
+
+/// Makes a file with what lies above it.
+fn write(path: &Path, bytes: &[u8]) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    File::create(path).unwrap().write_all(bytes).unwrap();
 }

@@ -1,8 +1,6 @@
 //! A factory reset: staged, carried out, cancelled.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -21,7 +19,7 @@ use restage::profile::Profile;
 use restage::report::Outcome;
 use restage::request::{Staged, find, stage};
 
-use super::{Booted, Case};
+use super::{Booted, Case, write};
 use crate::image::Image;
 use crate::layout::{ESP, Layout, SECRET};
 use crate::medium::{Beside, DISK};
@@ -53,20 +51,10 @@ pub struct Lab {
     files: BTreeMap<String, Node>,
 }
 
-/// The disk that all of these machines have.
-pub fn layout() -> Layout {
-    Layout::new(4096, 48)
-}
-
-fn write(path: &Path, bytes: &[u8]) {
-    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-    File::create(path).unwrap().write_all(bytes).unwrap();
-}
-
 impl Lab {
     /// Makes them all.
     pub fn new(rig: &mut Rig, shape: Shape) -> Result<Self, String> {
-        let mut layout = layout();
+        let mut layout = Layout::new();
         let esp = layout.places[ESP].clone();
         layout.image.write(esp.start, &vec![shape.fill; esp.len()]);
         rig.medium.allow(&[]);
@@ -294,8 +282,8 @@ impl Case for ResetCase {
     fn boot(&self, rig: &mut Rig) -> Result<Booted, String> {
         self.lab.boot(rig)
     }
-    fn is_untouched(&self, rig: &Rig) -> bool {
-        self.lab.is_untouched(rig)
+    fn may_wait_for_check(&self, rig: &Rig, has_returned: bool) -> bool {
+        !has_returned && self.lab.is_untouched(rig)
     }
     fn check_end(&self, rig: &mut Rig, has_returned: bool) -> Result<(), String> {
         let allowed = if has_returned { &self.outcomes[..1] } else { &self.outcomes[..] };
