@@ -190,3 +190,23 @@ build_tools_tree() {
         --package-cache-dir="$CACHE/pkgcache" --sandbox-tree="$CACHE/sandbox" build
     echo "$want" >"$stamp"
 }
+
+# --- User-Mode Linux ---------------------------------------------------------
+
+# The kernel as a process, and its modules: the package of the host's own release,
+# unpacked and never installed.
+fetch_uml() {
+    local dir=$CACHE/uml tmp=$CACHE/tmp.uml
+    if [[ ! -x $dir/usr/bin/linux.uml ]]; then
+        say "fetching User-Mode Linux (the host's package, unpacked below .cache)"
+        rm -rf "$tmp" && mkdir -p "$tmp"
+        apt-cache show user-mode-linux >/dev/null 2>&1 || as_root apt-get -q update >&2
+        (cd "$tmp" && apt-get -qq -o APT::Sandbox::User=root download user-mode-linux)
+        dpkg -x "$tmp"/user-mode-linux_*.deb "$tmp/tree"
+        [[ -x $tmp/tree/usr/bin/linux.uml ]] || die "the package user-mode-linux has no linux.uml"
+        rm -rf "$dir" && mv "$tmp/tree" "$dir" && rm -rf "$tmp"
+    fi
+    local source=$ROOT/tests/filesystems/xstate.c
+    [[ $dir/xstate.so -nt $source ]] ||
+        gcc -O2 -Wall -Wextra -Werror -shared -fPIC -o "$dir/xstate.so" "$source" -ldl
+}

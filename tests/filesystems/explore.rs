@@ -140,7 +140,7 @@ impl<'a> Explorer<'a> {
         let recording = recording.map_err(|error| format!("{}: {error}", path.display()))?;
         self.verdict.figures.entry(case.name().to_owned()).or_default();
         let mut turn = 0;
-        let _ = states::of(&recording, &mut |state| {
+        let _ = states::of(&recording, case.written_whole(), &mut |state| {
             let key = key(case, state.image, state.beside);
             if !self.seen.insert(key) {
                 return ControlFlow::Continue(());
@@ -167,7 +167,7 @@ impl<'a> Explorer<'a> {
     }
 
     fn explore_recovery(&mut self, case: &dyn Case, first: &Kept, recovery: &Recording) {
-        let _ = states::of(recovery, &mut |state| {
+        let _ = states::of(recovery, case.written_whole(), &mut |state| {
             let key = key(case, state.image, state.beside);
             if !key.is_multiple_of(self.reach.one_in) || !self.seen.insert(key) {
                 return ControlFlow::Continue(());

@@ -80,12 +80,12 @@ impl Rig {
     }
 
     /// The ESP as the initrd mounts it: read-only, until there is something to do.
-    pub fn esp(&self) -> Result<Mounted, String> {
+    pub fn esp() -> Result<Mounted, String> {
         locate::mount(Path::new(ESP)).map_err(|error| format!("the ESP is not mounted: {error}"))
     }
 
     /// The ESP as the OS mounts it, for as long as `work` takes.
-    pub fn in_os<T>(&self, work: impl FnOnce(&Path) -> T) -> Result<T, String> {
+    pub fn in_os<T>(work: impl FnOnce(&Path) -> T) -> Result<T, String> {
         let at = Path::new(OS_ESP);
         std::fs::create_dir_all(at).map_err(said)?;
         mount(ESP, at, c"vfat", MountFlags::NOSUID, c"umask=0077").map_err(said)?;

@@ -1,10 +1,11 @@
-//! What a power cut may leave of a recorded run: every prefix in order, torn at 512 bytes; and of what
+//! What a power cut may leave of a recorded run: every prefix in order, torn at 512 bytes (but for
+//! what the case says is written whole); and of what
 //! is written between two flushes all subsets while they are few, else each write alone and each missing.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
-use crate::image::Image;
+use crate::image::{CHUNK, Image};
 use crate::ioctl::SECTOR;
 use crate::medium::{Beside, Entry, Recording};
 
@@ -32,24 +33,26 @@ struct Walk<'a> {
     current: Image,
     pending: Pending,
     beside: Beside,
+    whole: Range<usize>,
     each: Each<'a>,
 }
 
-/// Hands out every state, until told to stop.
-pub fn of(recording: &Recording, each: Each<'_>) -> ControlFlow<()> {
+/// Hands out every state, until told to stop. In this part of the disk blocks are written whole.
+pub fn of(recording: &Recording, whole: Range<usize>, each: Each<'_>) -> ControlFlow<()> {
     let mut walk = Walk {
         number: 0,
         durable: recording.start.clone(),
         current: recording.start.clone(),
         pending: Vec::new(),
         beside: recording.beside,
+        whole,
         each,
     };
     walk.hand_out(None)?;
     for entry in &recording.entries {
         match entry {
             Entry::Write { offset, bytes, is_durable } => {
-                walk.write(*offset, bytes, *is_durable)?
+                walk.write(*offset, bytes, *is_durable)?;
             }
             Entry::Flush => {
                 walk.subsets()?;
@@ -77,8 +80,9 @@ impl Walk<'_> {
     }
 
     fn write(&mut self, offset: usize, bytes: &Arc<[u8]>, is_durable: bool) -> ControlFlow<()> {
-        for sector in bytes.chunks(SECTOR).enumerate() {
-            self.current.write(offset + sector.0 * SECTOR, sector.1);
+        let unit = if self.whole.contains(&offset) { CHUNK } else { SECTOR };
+        for (index, part) in bytes.chunks(unit).enumerate() {
+            self.current.write(offset + index * unit, part);
             self.hand_out(None)?;
         }
         self.pending.push((offset, bytes.clone()));

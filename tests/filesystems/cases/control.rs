@@ -42,8 +42,7 @@ struct Control {
 }
 
 impl Control {
-    fn marker(&self, at: &Path) -> Result<Option<Vec<u8>>, String> {
-        let _ = self;
+    fn marker(at: &Path) -> Result<Option<Vec<u8>>, String> {
         EspDirectory::open(at, "restage").and_then(|esp| esp.read(NAME, 4096)).map_err(said)
     }
 
@@ -79,7 +78,7 @@ impl Case for Control {
         (&self.start, Beside::BEFORE)
     }
     fn run(&self, rig: &mut Rig) -> Result<(), String> {
-        rig.in_os(|at| {
+        Rig::in_os(|at| {
             self.change(at)?;
             rig.medium.change(|beside| beside.has_returned = true);
             Ok(())
@@ -94,9 +93,9 @@ impl Case for Control {
     fn may_wait_for_check(&self, _rig: &Rig, _has_returned: bool) -> bool {
         false
     }
-    fn check_end(&self, rig: &mut Rig, has_returned: bool) -> Result<(), String> {
-        let mounted = rig.esp()?;
-        let marker = self.marker(&mounted.path);
+    fn check_end(&self, _rig: &mut Rig, has_returned: bool) -> Result<(), String> {
+        let mounted = Rig::esp()?;
+        let marker = Self::marker(&mounted.path);
         mounted.unmount();
         let is = |wanted: &[u8; 600]| matches!(&marker, Ok(Some(found)) if found == wanted);
         let is_right = match self.protocol {
@@ -121,7 +120,7 @@ pub fn all(rig: &mut Rig) -> Result<Vec<Box<dyn Case>>, String> {
     rig.switch_on()?;
     must_run("mkfs.vfat", &["-F", "32", "-s", "8", "-i", "c0ffee02", "--invariant", rig::ESP])?;
     let empty = rig.medium.image();
-    rig.in_os(|at| write(&at.join("restage").join(NAME), &OLD))?;
+    Rig::in_os(|at| write(&at.join("restage").join(NAME), &OLD))?;
     let marked = rig.medium.image();
     let control = |name, protocol, start: &Image| {
         Box::new(Control { name, protocol, start: start.clone() }) as Box<dyn Case>

@@ -6,6 +6,7 @@ pub mod restore;
 
 use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
 use std::path::Path;
 
 use crate::image::Image;
@@ -49,6 +50,11 @@ pub trait Case {
     fn boot(&self, rig: &mut Rig) -> Result<Booted, String>;
     /// Whether it is right that nothing is done before the file systems have been checked.
     fn may_wait_for_check(&self, rig: &Rig, has_returned: bool) -> bool;
+    /// Where a block of 4096 bytes is written as a whole or not at all: ext4 cannot be mounted with half
+    /// a superblock or half a commit block. Elsewhere writes are torn at 512 bytes.
+    fn written_whole(&self) -> Range<usize> {
+        0..0
+    }
     /// What must be so in the end; when the operation had returned, what it has promised.
     fn check_end(&self, rig: &mut Rig, has_returned: bool) -> Result<(), String>;
 }

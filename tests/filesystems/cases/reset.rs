@@ -63,7 +63,7 @@ impl Lab {
         let cluster = shape.cluster.to_string();
         let options = ["-F", "32", "-s", &cluster, "-i", "c0ffee00", "--invariant", rig::ESP];
         must_run("mkfs.vfat", &options)?;
-        let files = rig.in_os(|esp| {
+        let files = Rig::in_os(|esp| {
             let boot_loader: Vec<u8> = (0..20_000_u32).flat_map(u32::to_le_bytes).collect();
             write(&esp.join("EFI/BOOT/BOOTX64.EFI"), &boot_loader);
             write(&esp.join("loader/loader.conf"), b"timeout 3\n");
@@ -88,7 +88,7 @@ impl Lab {
         Ok(lab)
     }
 
-    fn machine(&self, rig: &Rig, esp: EspDirectory) -> Result<Machine, String> {
+    fn machine(rig: &Rig, esp: EspDirectory) -> Result<Machine, String> {
         Ok(Machine {
             disk: Box::new(OpenDisk::open(Path::new(DISK)).map_err(said)?),
             esp: Box::new(esp),
@@ -106,8 +106,8 @@ impl Lab {
 
     /// What `restage factory-reset` does.
     fn stage(&self, rig: &Rig) -> Result<(), String> {
-        rig.in_os(|at| {
-            let mut machine = self.machine(rig, self.open_esp(at)?)?;
+        Rig::in_os(|at| {
+            let mut machine = Self::machine(rig, self.open_esp(at)?)?;
             let json = serde_json::value::RawValue::from_string("{\"a\":1}".to_owned()).unwrap();
             let ask = Ask { seeds: [("incus".to_owned(), json)].into(), ..Ask::default() };
             let prepared = stage::prepare(&mut machine, &self.profile, ask)
@@ -123,7 +123,7 @@ impl Lab {
 
     /// What `restage cancel` does.
     fn cancel(&self, rig: &Rig) -> Result<(), String> {
-        rig.in_os(|at| {
+        Rig::in_os(|at| {
             let mut esp = self.open_esp(at)?;
             stage::cancel(&mut esp, NOW).map_err(|error| error.chain())?;
             rig.medium.change(|beside| beside.has_returned = true);
@@ -140,7 +140,7 @@ impl Lab {
         if [Copy::Primary, Copy::Backup].iter().all(|copy| tables.get(*copy).is_none()) {
             return Err("both tables are bad".to_owned());
         }
-        let mounted = rig.esp()?;
+        let mounted = Rig::esp()?;
         let booted = self.boot_on(rig, &mounted, before);
         mounted.unmount();
         booted
@@ -162,7 +162,7 @@ impl Lab {
         mounted.make_writable().map_err(|e| format!("the ESP stays read-only: {e}"))?;
         let mut esp = self.open_esp(&mounted.path)?;
         esp.lock().map_err(|error| format!("no lock: {error}"))?;
-        let mut machine = self.machine(rig, esp)?;
+        let mut machine = Self::machine(rig, esp)?;
         let applied = apply(&mut machine, &self.profile).map_err(|error| error.chain())?;
         rig.medium.change(|beside| beside.has_returned = true);
         match applied {
@@ -184,7 +184,7 @@ impl Lab {
     }
 
     fn check_end(&self, rig: &Rig, allowed: &[Outcome]) -> Result<(), String> {
-        let mounted = rig.esp()?;
+        let mounted = Rig::esp()?;
         let ended = self.check_esp(rig, &mounted.path, allowed);
         mounted.unmount();
         ended
@@ -241,7 +241,7 @@ impl Lab {
 
 /// Clusters that no file has become files with such names.
 fn is_found_by_fsck(path: &str) -> bool {
-    path.len() == 12 && path.starts_with("FSCK") && path.ends_with(".REC")
+    path.len() == 12 && path.starts_with("FSCK") && path.get(8..) == Some(".REC")
 }
 
 /// What is done to the machine.

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -33,8 +34,6 @@ const NOW: u64 = 1_700_000_000;
 const STATE: &str = "var/lib/incus-os/";
 const LIB: &str = "var/lib";
 const OWN_NAME: &str = "restage";
-/// "Structure needs cleaning".
-const EUCLEAN: i32 = 117;
 /// The state file system, unlocked.
 const DEVICE: &str = "/dev/mapper/root";
 const ROOT: &str = "/run/restage/root";
@@ -84,6 +83,7 @@ fn part(files: &Files, directory: &str) -> Files {
     files.iter().filter_map(below).collect()
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 fn chain(error: Error) -> String {
     error.chain()
 }
@@ -142,11 +142,11 @@ impl Lab {
     /// Goes once through everything, uninterrupted.
     fn prepare(&mut self, rig: &mut Rig) -> Result<(), String> {
         rig.medium.allow(&self.layout.of_a_restore());
-        self.at(rig, &self.clean)?;
+        Self::at(rig, &self.clean)?;
         self.stage(rig)?;
         self.staged = rest(rig)?;
         let mut boot = |from: &Rest, boots: usize| {
-            self.at(rig, from)?;
+            Self::at(rig, from)?;
             match self.in_initrd(rig, |machine| at_boot(machine, &self.profile))? {
                 Restored::Window { boots: n, of: 3 } if n == boots => rest(rig),
                 other => Err(format!("{other:?}, and not boot {boots}")),
@@ -161,13 +161,13 @@ impl Lab {
         Ok(())
     }
 
-    fn at(&self, rig: &mut Rig, rest: &Rest) -> Result<(), String> {
+    fn at(rig: &mut Rig, rest: &Rest) -> Result<(), String> {
         rig.load(&rest.image, rest.beside);
         rig.switch_on()
     }
 
     fn to_the_end(&self, rig: &mut Rig, from: &Rest, ends: Ends) -> Result<Rest, String> {
-        self.at(rig, from)?;
+        Self::at(rig, from)?;
         for _ in 0..6 {
             if self.boot(rig, ends)? == (Booted::Nothing { writes: 0 }) {
                 return rest(rig);
@@ -248,7 +248,7 @@ impl Lab {
         rig: &Rig,
         work: impl FnOnce(&mut Machine, &mut EspDirectory) -> restage::error::Result<()>,
     ) -> Result<(), String> {
-        rig.in_os(|esp| {
+        Rig::in_os(|esp| {
             self.mounted(rig, |mounted| {
                 let mut machine = self.machine(rig, &mounted.path)?;
                 let mut flags = self.flags(esp)?;
@@ -278,55 +278,50 @@ impl Lab {
         })
     }
 
-    /// A boot, and the OS after it. The flags are tidied by the OS; a boot that finds nothing then has
-    /// nothing to write, but for what every mount writes.
+    /// A boot, and the OS after it: where nothing is to do that tidies the flags, and a boot that finds
+    /// nothing then has nothing to write, but for what every mount writes.
     fn boot(&self, rig: &mut Rig, ends: Ends) -> Result<Booted, String> {
-        // A commit block that is torn: ext4 leaves that to a check.
-        match mount_state(Path::new(DEVICE), "ext4", Path::new(ROOT)) {
-            Ok(mounted) => mounted.unmount(),
-            Err(error) if error.raw_os_error() == Some(EUCLEAN) => {
-                return Ok(Booted::Unreadable(error.to_string()));
+        let restored = self.mounted(rig, |mounted| {
+            let mut machine = self.machine(rig, &mounted.path)?;
+            let found = find::look(machine.store.as_ref()).map_err(chain)?;
+            if found.is_empty() {
+                return self.tidy(rig, &machine).map(Err);
             }
-            Err(error) => return Err(format!("the state is not mounted: {error}")),
-        }
-        let wrote = Cell::new(0);
-        let restored = self.in_initrd(rig, |machine| at_boot(machine, &self.profile))?;
+            match at_boot(&mut machine, &self.profile) {
+                Err(error) if !found.committed.is_empty() => {
+                    Ok(Ok(Restored::Unfinished(error.hold())))
+                }
+                restored => restored.map(Ok).map_err(chain),
+            }
+        })?;
         match restored {
-            Restored::Nothing => {
-                let tidied = rig.in_os(|esp| {
-                    let mounted = mount_state(Path::new(DEVICE), "ext4", Path::new(ROOT));
-                    let mounted = mounted.map_err(said)?;
-                    let mut flags = self.flags(esp)?;
-                    let machine = self.machine(rig, &mounted.path)?;
-                    let had_flags = !flags.names().map_err(said)?.is_empty();
-                    stage_restore::tidy_flags(machine.store.as_ref(), &mut flags).map_err(chain)?;
-                    drop(machine);
-                    let before = rig.medium.writes();
-                    let found = find::look(self.machine(rig, &mounted.path)?.store.as_ref())
-                        .map_err(chain)?;
-                    wrote.set(rig.medium.writes() - before);
-                    mounted.unmount();
-                    if !found.is_empty() {
-                        return Err("nothing is to do, and something is found".to_owned());
-                    }
-                    Ok::<bool, String>(had_flags)
-                })??;
-                Ok(if tidied { Booted::Again } else { Booted::Nothing { writes: wrote.get() } })
-            }
-            Restored::Window { .. } if ends == Ends::Confirm => {
+            Err(booted) => Ok(booted),
+            Ok(Restored::Window { .. }) if ends == Ends::Confirm => {
                 rig.switch_on()?;
                 self.confirm(rig).map(|()| Booted::Again)
             }
-            Restored::Unfinished(error) if error.next() == Next::HoldForOperator => {
+            Ok(Restored::Unfinished(error)) if error.next() == Next::HoldForOperator => {
                 Err(format!("it holds: {}", error.chain()))
             }
-            Restored::Window { .. }
-            | Restored::Refused(_)
-            | Restored::Confirmed
-            | Restored::RolledBack(_)
-            | Restored::Later(_)
-            | Restored::Unfinished(_) => Ok(Booted::Again),
+            Ok(_) => Ok(Booted::Again),
         }
+    }
+
+    fn tidy(&self, rig: &Rig, machine: &Machine) -> Result<Booted, String> {
+        Rig::in_os(|esp| {
+            let Ok(mut flags) = self.flags(esp) else {
+                return Ok(Booted::Unreadable("the flags".to_owned()));
+            };
+            let had_flags = !flags.names().map_err(said)?.is_empty();
+            stage_restore::tidy_flags(machine.store.as_ref(), &mut flags).map_err(chain)?;
+            if had_flags {
+                return Ok(Booted::Again);
+            }
+            let before = rig.medium.writes();
+            stage_restore::tidy_flags(machine.store.as_ref(), &mut flags).map_err(chain)?;
+            find::look(machine.store.as_ref()).map_err(chain)?;
+            Ok(Booted::Nothing { writes: rig.medium.writes() - before })
+        })?
     }
 
     /// What must be so at any instant: the state is one of the two, whole, a passphrase that it lists
@@ -499,9 +494,12 @@ impl Case for RestoreCase {
     fn boot(&self, rig: &mut Rig) -> Result<Booted, String> {
         self.lab.boot(rig, self.ends())
     }
-    fn may_wait_for_check(&self, _rig: &Rig, _has_returned: bool) -> bool {
-        // Nothing of the OS is booted either before its root can be mounted.
-        true
+    fn may_wait_for_check(&self, _rig: &Rig, has_returned: bool) -> bool {
+        // The flags, whose directory was about to be made; nothing but staging needs it.
+        !has_returned && self.work == Work::Stage
+    }
+    fn written_whole(&self) -> Range<usize> {
+        self.lab.layout.places[VOLUMES[1]].clone()
     }
     fn check_end(&self, rig: &mut Rig, has_returned: bool) -> Result<(), String> {
         let allowed = if has_returned { &self.outcomes[..1] } else { &self.outcomes[..] };
