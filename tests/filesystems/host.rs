@@ -96,6 +96,9 @@ fn start(task: &Task, arguments: &Arguments) -> Result<Kernel, String> {
     command.env("LD_PRELOAD", arguments.linux.join("xstate.so"));
     command.args([MEMORY, "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw", "gpt"]);
     command.args(["con=null", "con0=null,fd:1", "quiet", "panic=-1", "dirty_ratio=60"]);
+    // For the program: a page that it gives back costs a fault when it comes again.
+    command.args(["MALLOC_TRIM_THRESHOLD_=2000000000", "MALLOC_TOP_PAD_=67108864"]);
+    command.arg("MALLOC_MMAP_THRESHOLD_=30000000");
     command.arg(format!("uml_dir={directory}/"));
     command.arg(format!("umid={task}"));
     command.arg(format!("init={}", program.display()));
