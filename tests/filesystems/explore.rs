@@ -156,7 +156,7 @@ impl<'a> Explorer<'a> {
                 has_returned: state.beside.has_returned,
                 key,
             };
-            let is_recorded = (turn / self.reach.worker.1).is_multiple_of(self.reach.second);
+            let is_recorded = (turn / self.reach.worker.1 + 1).is_multiple_of(self.reach.second);
             self.figures(case).once += 1;
             if let Some(recovery) = self.follow(case, &kept, is_recorded) {
                 self.explore_recovery(case, &kept, &recovery);
