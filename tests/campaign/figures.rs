@@ -1,6 +1,10 @@
-//! The figures of a campaign, as its run leaves them for `restage-figures` to tell in the README.
+//! The figures of a part of the campaign, as its run leaves them for `restage-figures` to tell in the
+//! README. Each part has this file.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -39,5 +43,12 @@ impl Tried {
     /// How often all of its operations were interrupted.
     pub fn total(&self) -> usize {
         self.operations.iter().map(Operation::total).sum()
+    }
+
+    /// Leaves them in a file.
+    pub fn store(&self, path: &Path) {
+        let text = serde_json::to_string_pretty(self).expect("figures");
+        let stored = File::create(path).and_then(|mut file| file.write_all(text.as_bytes()));
+        stored.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     }
 }

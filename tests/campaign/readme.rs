@@ -9,6 +9,7 @@
     reason = "a tool of the tests: a panic is its answer to a broken file"
 )]
 
+#[allow(dead_code, reason = "the parts store them")]
 mod figures;
 
 use std::collections::BTreeMap;

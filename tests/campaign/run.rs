@@ -19,7 +19,6 @@ mod model;
 mod steps;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -120,7 +119,7 @@ fn main() -> ExitCode {
         failed = true;
     }
     if let Some(path) = &arguments.figures {
-        serde_json::to_writer_pretty(File::create(path).unwrap(), &layer).unwrap();
+        layer.store(path);
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

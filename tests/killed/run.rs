@@ -23,6 +23,9 @@
     reason = "a test: a panic is its verdict"
 )]
 
+#[path = "../campaign/figures.rs"]
+#[allow(dead_code, reason = "others read them")]
+mod figures;
 mod flat;
 mod lab;
 mod loops;
@@ -39,6 +42,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
+use figures::Tried;
 use lab::{Lab, Work};
 use machine::Kind;
 use sweep::Sweep;
@@ -57,6 +61,9 @@ struct Arguments {
     /// Work with so many threads; as many as there are processors unless told otherwise.
     #[arg(long)]
     threads: Option<usize>,
+    /// Leave the figures in this file, for `restage-figures`.
+    #[arg(long)]
+    figures: Option<PathBuf>,
     /// At least so many runs, or it has failed.
     #[arg(long, default_value_t = 0)]
     at_least: usize,
@@ -105,7 +112,7 @@ fn main() -> ExitCode {
     let all = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = arguments.threads.unwrap_or(all);
     let (mut total, mut failed, mut lab) = (0, false, None::<Lab>);
-    let mut seen = false;
+    let (mut seen, mut operations) = (false, Vec::new());
     for (name, kind, work) in SWEEPS.into_iter().filter(|(name, _, _)| wanted(name)) {
         seen = true;
         let begin = Instant::now();
@@ -129,6 +136,7 @@ fn main() -> ExitCode {
         let trials = sweep.trials(arguments.long);
         let violations = sweep.run(&trials, threads, arguments.violations);
         total += trials.len();
+        operations.push(sweep.operation(&trials));
         println!("{}; {} s", sweep.figures(&trials), begin.elapsed().as_secs());
         for (path, what) in &violations {
             failed = true;
@@ -142,7 +150,11 @@ fn main() -> ExitCode {
         println!("there is no such thing; the sweeps are {:?}", SWEEPS.map(|(name, _, _)| name));
         return ExitCode::FAILURE;
     }
-    println!("{total} interrupted runs of the release binary");
+    let unit = "interrupted runs of the release binary".to_owned();
+    println!("{total} {unit}");
+    if let Some(path) = &arguments.figures {
+        Tried { layer: "At each system call".to_owned(), unit, operations }.store(path);
+    }
     if total < arguments.at_least {
         println!("fewer than the {} that there must be", arguments.at_least);
         failed = true;

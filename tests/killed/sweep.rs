@@ -5,9 +5,13 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::figures::Operation;
 use crate::lab::{Lab, Way, Work};
 use crate::machine::{Kind, Machine, said};
 use crate::strace::{self, Call, Hit, Of, Struck};
+
+/// Where the program has not said that it is in a step.
+const OUTSIDE: &str = "outside of steps";
 
 /// One run that is hit.
 #[derive(Clone, Debug)]
@@ -146,6 +150,21 @@ impl<'a> Sweep<'a> {
             }
         }
         Ok(())
+    }
+
+    /// What was done, for the README.
+    pub fn operation(&self, trials: &[Trial]) -> Operation {
+        let (mut steps, mut outcomes) = (BTreeMap::new(), BTreeMap::new());
+        for trial in trials {
+            let step = if trial.call.step.is_empty() { OUTSIDE } else { &trial.call.step };
+            *steps.entry(step.to_owned()).or_default() += 1;
+            let outcome = match trial.hit {
+                Hit::Before | Hit::After => "killed, and ended as if it had not been",
+                Hit::Fails(_) => "failed, and said so",
+            };
+            *outcomes.entry(outcome.to_owned()).or_default() += 1;
+        }
+        Operation { name: self.name.to_owned(), steps, outcomes }
     }
 
     /// What was done, in figures.

@@ -37,6 +37,18 @@ pub enum Expected {
     Unfinished(&'static str),
 }
 
+impl Expected {
+    /// In a word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::PassedOver(_) => "done, the TPM passed over",
+            Self::Refused(_) => "refused",
+            Self::Unfinished(_) => "unfinished",
+        }
+    }
+}
+
 /// Where a fault met the boot, if it did.
 pub type Met = Option<(Fault, Fired)>;
 

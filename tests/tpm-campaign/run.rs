@@ -20,6 +20,9 @@ mod chip;
 mod disk;
 mod expect;
 mod fault;
+#[path = "../campaign/figures.rs"]
+#[allow(dead_code, reason = "others read them")]
+mod figures;
 mod follow;
 mod layers;
 mod proxy;
@@ -27,6 +30,7 @@ mod state;
 mod swtpm;
 mod wire;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -36,6 +40,7 @@ use std::time::Instant;
 use bench::{Bench, Masters};
 use case::Case;
 use clap::{Parser, Subcommand};
+use figures::{Operation, Tried};
 use follow::{Told, follow};
 
 /// Interrupts a factory reset at each command of a software TPM.
@@ -52,6 +57,9 @@ struct Arguments {
     /// The shipped program, for all that is only cut.
     #[arg(long)]
     binary: Option<PathBuf>,
+    /// Leave the figures in this file, for `restage-figures`.
+    #[arg(long)]
+    figures: Option<PathBuf>,
     /// At least so many cases, or it has failed.
     #[arg(long, default_value_t = 0)]
     at_least: usize,
@@ -80,6 +88,7 @@ struct Figures {
     boots: usize,
     cuts: usize,
     faults: usize,
+    ends: BTreeMap<String, usize>,
     violations: Vec<(Case, String)>,
 }
 
@@ -104,7 +113,7 @@ fn main() -> ExitCode {
     }
     let all = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = arguments.threads.unwrap_or(all);
-    let (mut total, mut failed) = (0, false);
+    let (mut total, mut failed, mut operations) = (0, false, Vec::new());
     println!("layer          cases  boots   cuts faults   time");
     let measured = match layers::measure(&Bench::new(&masters)) {
         Ok(measured) => measured,
@@ -132,8 +141,14 @@ fn main() -> ExitCode {
             failed = true;
             tell(case, what);
         }
+        let steps = [("cases".to_owned(), figures.cases)].into();
+        operations.push(Operation { name: name.to_owned(), steps, outcomes: figures.ends });
     }
     println!("{total} cases");
+    if let Some(path) = &arguments.figures {
+        let layer = "At each command of a software TPM".to_owned();
+        Tried { layer, unit: "resets".to_owned(), operations }.store(path);
+    }
     if total < arguments.at_least {
         println!("fewer than the {} that there must be", arguments.at_least);
         failed = true;
@@ -164,6 +179,8 @@ fn run(masters: &Arc<Masters>, cases: &[Case], threads: usize, violations: usize
                             figures.boots += told.boots;
                             figures.cuts += told.cuts;
                             figures.faults += told.faults;
+                            let end = told.end.map_or("nothing", |end| end.word());
+                            *figures.ends.entry(end.to_owned()).or_default() += 1;
                         }
                         Err(what) => figures.violations.push((case.clone(), what)),
                     }
