@@ -273,7 +273,17 @@ impl StateFs for StateDirectory {
         let directory = directory.as_ref();
         match &entry.kind {
             Kind::Directory if entry.name == "." => return Ok(()),
-            Kind::Directory => directory.new_directory(name.as_ref())?,
+            // Its attributes come when all is in it.
+            Kind::Directory if place == Place::New => directory.new_directory(name.as_ref())?,
+            // It appears with its attributes: one that is there is taken for whole after a cut.
+            Kind::Directory => {
+                let temporary = format!(".{name}.restage");
+                directory::remove_tree(directory, &temporary)?;
+                directory.new_directory(temporary.as_ref())?;
+                self.apply_to_file(directory, &temporary, entry)?;
+                directory::open_at(directory, &temporary)?.ok_or_else(missing)?.sync()?;
+                directory.rename(temporary.as_ref(), name.as_ref())?;
+            }
             Kind::Symlink { target } => {
                 directory.new_link(name.as_ref(), target)?;
                 directory.set_attributes(name.as_ref(), &entry.kind, &entry.attributes)?;
