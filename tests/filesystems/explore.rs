@@ -48,6 +48,8 @@ pub struct Figures {
     pub checked: usize,
     /// Of these, with nothing done and nothing lost, but unusable until there was such a check.
     pub unreadable: usize,
+    /// Of those, unusable even after it.
+    pub unusable: usize,
 }
 
 /// What is not as it must be.
@@ -210,6 +212,7 @@ impl<'a> Explorer<'a> {
             match recover(case, self.rig, kept, is_checked, is_recorded && !is_checked) {
                 Ok(recovered) => {
                     self.figures(case).unreadable += usize::from(recovered.is_unreadable);
+                    self.figures(case).unusable += usize::from(recovered.is_unusable);
                     recovery = recovered.recording;
                 }
                 Err(what) => self.violation(kept, is_checked, what),
@@ -239,6 +242,8 @@ struct Recovered {
     recording: Option<Recording>,
     /// A check of the file systems was needed.
     is_unreadable: bool,
+    /// And did not help.
+    is_unusable: bool,
 }
 
 /// Boots until there is nothing to do, and checks.
@@ -255,7 +260,7 @@ fn recover(
     if is_checked {
         case.check_file_systems(rig)?;
     }
-    let (mut recording, mut unreadable) = (None, 0);
+    let (mut recording, mut waits) = (None, 0);
     for boot in 0..MAX_BOOTS {
         let is_recorded = is_recorded && boot == 0;
         if is_recorded {
@@ -273,16 +278,21 @@ fn recover(
         }
         match booted {
             Booted::Again => {}
-            Booted::Unreadable(_)
-                if !is_checked && case.may_wait_for_check(rig, kept.has_returned) =>
-            {
-                unreadable += 1;
+            Booted::Unreadable(what) => {
+                if !case.may_wait_for_check(rig, kept.has_returned) {
+                    return Err(format!("it is not looked at: {what}"));
+                }
+                waits += 1;
+                if is_checked || waits > 1 {
+                    // A directory on FAT that was cut while it was made, and that fsck.fat leaves as it
+                    // is: every boot goes on into the untouched system, and nothing can be staged.
+                    return Ok(Recovered { recording, is_unreadable: true, is_unusable: true });
+                }
                 case.check_file_systems(rig)?;
             }
-            Booted::Unreadable(what) => return Err(format!("it is not looked at: {what}")),
             Booted::Nothing { writes: 0 } => {
                 case.check_end(rig, kept.has_returned)?;
-                return Ok(Recovered { recording, is_unreadable: unreadable > 0 });
+                return Ok(Recovered { recording, is_unreadable: waits > 0, is_unusable: false });
             }
             Booted::Nothing { writes } => {
                 return Err(format!("a second run makes {writes} writes"));

@@ -194,11 +194,12 @@ fn report(arguments: &Arguments, verdicts: &[Verdict], distinct: usize, time: Du
         all.twice += part.twice;
         all.checked += part.checked;
         all.unreadable += part.unreadable;
+        all.unusable += part.unusable;
     }
     for (name, all) in &figures {
         println!(
-            "{name:17} {:6} states of an interruption, {:6} of a second one; {:6} also after fsck; {:3} needed one",
-            all.once, all.twice, all.checked, all.unreadable
+            "{name:17} {:6} states of an interruption, {:6} of a second one; {:6} also after fsck; {:3} needed one, {} in vain",
+            all.once, all.twice, all.checked, all.unreadable, all.unusable
         );
     }
     if arguments.controls {
