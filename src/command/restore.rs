@@ -178,8 +178,11 @@ pub fn confirm(arguments: &cli::Confirm) -> Result<Exit> {
     let root = arguments.place.root.as_deref().unwrap_or(Path::new("/"));
     state::lock(&mut machine, root, &profile)?;
     let confirmed = operation::confirm(&mut machine, &profile)?;
-    // A flag that stays means nothing, and costs the next boot a look.
-    if let Err(error) = tidy_flags(&machine, &arguments.place, &profile) {
+    // A flag that stays means nothing, and costs the next boot a look. What is not finished needs that
+    // look: a report that could not be synced is seen now, and not after a power cut.
+    if !matches!(confirmed, Restored::Later(_))
+        && let Err(error) = tidy_flags(&machine, &arguments.place, &profile)
+    {
         log::warn!("{}", error.chain());
     }
     let (says, exit) = match confirmed {
