@@ -13,7 +13,7 @@ mod steps;
 use serde::{Deserialize, Serialize};
 
 use super::journal::{self, Commit, Decision, Journal};
-use crate::error::{Doing, Error, Refused, Result};
+use crate::error::{Doing, Error, Next, Refused, Result};
 use crate::format::envelope::{self, Kind, RESTORE_JOURNAL, RESTORE_REQUEST};
 use crate::plan::facts::HostFacts;
 use crate::plan::restore::{RestoreFacts, RestorePlan, VolumePlan, check_request, check_resumed};
@@ -107,6 +107,24 @@ pub enum Restored {
     Unfinished(Error),
 }
 
+/// What the boot does after [`at_boot`].
+#[must_use]
+pub fn next(restored: &Restored) -> Next {
+    match restored {
+        Restored::Nothing
+        | Restored::Refused(_)
+        | Restored::Window { .. }
+        | Restored::Confirmed
+        | Restored::RolledBack(_)
+        | Restored::Later(_) => Next::ContinueBoot,
+        // The state in place is not to be booted, whatever the error knew of that.
+        Restored::Unfinished(error) => match error.next() {
+            Next::ContinueBoot | Next::RetryNextBoot => Next::RetryNextBoot,
+            Next::HoldForOperator => Next::HoldForOperator,
+        },
+    }
+}
+
 /// What a boot does: the whole of it.
 pub fn at_boot(machine: &mut Machine, profile: &Profile) -> Result<Restored> {
     let state = state_of(profile)?;
@@ -195,11 +213,13 @@ fn start(
                 if find::look(machine.store.as_ref()).is_ok_and(|f| f.committed.is_empty()) =>
             {
                 let what = || "cannot remove the extracted backup".to_owned();
-                machine.state.remove(Place::New).doing(what)?;
+                let removed = machine.state.remove(Place::New).doing(what);
+                // A file system that has become read-only is not what began it.
+                removed.map_err(|error| error.at(&format!("refused ({refused})")))?;
                 refusals.push(set_aside(machine, stem, Some(&request), &refused.reason)?);
             }
             Err(refused) => {
-                let error = Error::new("the restore is committed").because(refused);
+                let error = Error::new("the restore is, or may be, committed").because(refused);
                 return Ok(Restored::Unfinished(error.after_commit()));
             }
         }
@@ -347,7 +367,10 @@ fn decide_roll_back(
     let decision = Decision::RollBack(reason.to_owned());
     match journal.record_decision(machine.store.as_mut(), decision) {
         Ok(()) => roll_back(machine, state, journal),
-        Err(error) => Restored::Unfinished(error.hold()),
+        Err(error) => {
+            let place = format!("the roll-back cannot begin ({reason})");
+            Restored::Unfinished(error.at(&place).hold())
+        }
     }
 }
 

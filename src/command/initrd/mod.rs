@@ -49,22 +49,24 @@ fn by_hand(arguments: &cli::Reset, profile: &Profile) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     let applied = reset::apply(&mut machine, profile)?;
-    Ok(match applied {
+    match &applied {
+        Applied::Nothing | Applied::Done { reboot: None } | Applied::Refused(_) => {}
+        Applied::Done { reboot: Some(_) } => log::info!("done; a boot would reboot now"),
+        Applied::RebootFirst => log::info!("the firmware has to act at the next boot"),
+        Applied::Unfinished(error) => log::error!("{}", error.chain()),
+    }
+    Ok(exit(&applied))
+}
+
+/// How a reset by hand ends.
+#[must_use]
+pub fn exit(applied: &Applied) -> Exit {
+    match applied {
         Applied::Nothing | Applied::Done { reboot: None } => Exit::Done,
         Applied::Refused(_) => Exit::Refused,
-        Applied::Done { reboot: Some(_) } => {
-            log::info!("done; a boot would reboot now");
-            Exit::RebootNeeded
-        }
-        Applied::RebootFirst => {
-            log::info!("the firmware has to act at the next boot");
-            Exit::Unfinished
-        }
-        Applied::Unfinished(error) => {
-            log::error!("{}", error.chain());
-            Exit::Unfinished
-        }
-    })
+        Applied::Done { reboot: Some(_) } => Exit::RebootNeeded,
+        Applied::RebootFirst | Applied::Unfinished(_) => Exit::Unfinished,
+    }
 }
 
 /// Finds everything, looks, and opens for writing only when there is something to do.

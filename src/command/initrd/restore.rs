@@ -8,7 +8,7 @@ use super::super::{Exit, state};
 use super::conclude_unfinished;
 use crate::apply::restore::{self, Restored};
 use crate::cli;
-use crate::error::{Error, Next, Result};
+use crate::error::{Error, Result};
 use crate::platform::console::{self, Sink};
 use crate::platform::{boot, host, locate};
 use crate::profile::Profile;
@@ -26,26 +26,16 @@ pub fn restore(arguments: &cli::InitrdRestore) -> Result<Exit> {
         let mut machine = state::at(&arguments.place, &profile)?;
         state::lock(&mut machine, root, &profile)?;
         let restored = restore::at_boot(&mut machine, &profile)?;
-        return Ok(match say(&restored) {
-            Says::GoOn(exit) => exit,
-            Says::Stop(error) => {
-                log::error!("{}", error.chain());
-                Exit::Unfinished
-            }
-        });
+        say(&restored);
+        return Ok(exit(&restored));
     }
     console::start(Sink::Boot);
     if !host::in_initrd() {
         return Err(Error::new("this is no initrd: name a --root to work offline"));
     }
     boot::forbid_shell();
-    let restored = at_boot(arguments);
-    match restored.map(|restored| say(&restored)) {
-        Ok(Says::GoOn(exit)) => {
-            boot::allow_shell();
-            Ok(exit)
-        }
-        Ok(Says::Stop(error)) => conclude_unfinished(
+    match at_boot(arguments) {
+        Ok(Restored::Unfinished(error)) => conclude_unfinished(
             &error,
             &[
                 "a restore is committed and could not be finished or rolled back".to_owned(),
@@ -53,6 +43,11 @@ pub fn restore(arguments: &cli::InitrdRestore) -> Result<Exit> {
                 "switch the machine off and on to try once more".to_owned(),
             ],
         ),
+        Ok(restored) => {
+            say(&restored);
+            boot::allow_shell();
+            Ok(exit(&restored))
+        }
         Err(error) => {
             // Nothing is committed, or nothing can be booted anyway.
             boot::allow_shell();
@@ -115,41 +110,36 @@ fn on(root: &Path, profile: &Profile, broken: Option<Error>, crashes: usize) -> 
     }
 }
 
-enum Says {
-    GoOn(Exit),
-    Stop(Error),
-}
-
-/// Tells how it ended, and what follows.
-fn say(restored: &Restored) -> Says {
+/// Tells how it ended.
+fn say(restored: &Restored) {
     match restored {
-        Restored::Nothing => {
-            log::info!("no restore is staged");
-            Says::GoOn(Exit::Done)
-        }
-        Restored::Refused(_) => Says::GoOn(Exit::Refused),
+        Restored::Nothing => log::info!("no restore is staged"),
+        // Each reason was told when it was found.
+        Restored::Refused(_) => {}
         Restored::Window { boots, of } => {
             log::info!("the restored state is in place: boot {boots} of {of} without confirmation");
-            Says::GoOn(Exit::Done)
         }
-        Restored::Confirmed => {
-            log::info!("the restore is confirmed");
-            Says::GoOn(Exit::Done)
-        }
+        Restored::Confirmed => log::info!("the restore is confirmed"),
         Restored::RolledBack(reason) => {
             log::error!("the restore is rolled back, the old state is in place: {reason}");
-            Says::GoOn(Exit::Done)
         }
         Restored::Later(error) => {
             log::error!("the state in place stays, and not all is tidied up: {}", error.chain());
-            Says::GoOn(Exit::Done)
         }
-        Restored::Unfinished(error) => {
-            let copy = Error::new(error.chain());
-            Says::Stop(match error.next() {
-                Next::HoldForOperator => copy.hold(),
-                Next::ContinueBoot | Next::RetryNextBoot => copy.after_commit(),
-            })
-        }
+        Restored::Unfinished(error) => log::error!("{}", error.chain()),
+    }
+}
+
+/// How a restore by hand ends, and one at boot with which the boot goes on.
+#[must_use]
+pub fn exit(restored: &Restored) -> Exit {
+    match restored {
+        Restored::Nothing
+        | Restored::Window { .. }
+        | Restored::Confirmed
+        | Restored::RolledBack(_)
+        | Restored::Later(_) => Exit::Done,
+        Restored::Refused(_) => Exit::Refused,
+        Restored::Unfinished(_) => Exit::Unfinished,
     }
 }
