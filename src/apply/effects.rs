@@ -32,9 +32,7 @@ pub fn heal(disk: &mut dyn Disk, bad: Copy) -> Result<()> {
             let other = good.as_other_copy().doing(|| cannot_heal(disk)).map_err(Error::hold)?;
             table::write(disk, &other)
         }
-        (None, None) => {
-            Err(Error::new(format!("{} has no valid partition table any more", disk.name())).hold())
-        }
+        (None, None) => Err(tables.none_valid(disk)),
     }
 }
 
@@ -143,10 +141,7 @@ pub fn gpt(disk: &mut dyn Disk, partitions: &[BoundPartition]) -> Result<()> {
         (Some(primary), None) => {
             primary.as_other_copy().doing(|| cannot_heal(disk)).map_err(Error::hold)?
         }
-        (None, None) => {
-            let what = format!("{} has no valid partition table any more", disk.name());
-            return Err(Error::new(what).hold());
-        }
+        (None, None) => return Err(tables.none_valid(disk)),
     };
     let primary = match primary {
         Some(primary) => primary,

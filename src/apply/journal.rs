@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Doing, Result};
+use crate::error::{Doing, Result, chain};
 use crate::format::envelope::{self, ADDED_SLOTS, EnvelopeError, JOURNAL, MAX_BYTES, NOTE, REPORT};
 use crate::plan::Plan;
 use crate::plan::restore::RecordedSlot;
@@ -312,6 +312,7 @@ impl<C: Commit> Journal<C> {
     ) -> Result<()> {
         match effect(store) {
             Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+                log::warn!("{}: the reserve is used", chain(&error));
                 store.remove(&file_name(self.id(), "RSV")).doing(cannot_record)?;
                 effect(store).doing(cannot_record)
             }
@@ -346,7 +347,7 @@ fn load_progress(store: &dyn Store, stem: &str) -> Result<Progress> {
             "P" => drop(progress.passed_over.insert(number, read_note(store, &name))),
             "F" => drop(progress.failures.insert(number, read_note(store, &name))),
             "K" => {
-                let bytes = store.read(&name, MAX_BYTES).ok().flatten();
+                let bytes = read_or_tell(store, &name);
                 let slots = bytes.and_then(|bytes| envelope::parse(&bytes, ADDED_SLOTS).ok());
                 progress.added_slots.insert(number, slots);
             }
@@ -356,8 +357,16 @@ fn load_progress(store: &dyn Store, stem: &str) -> Result<Progress> {
     Ok(progress)
 }
 
+/// A file without which the work goes on; why it cannot be read is told.
+fn read_or_tell(store: &dyn Store, name: &str) -> Option<Vec<u8>> {
+    store.read(name, MAX_BYTES).unwrap_or_else(|error| {
+        log::warn!("{}", chain(&error));
+        None
+    })
+}
+
 fn read_note(store: &dyn Store, name: &str) -> String {
-    let note = store.read(name, MAX_BYTES).ok().flatten();
+    let note = read_or_tell(store, name);
     note.and_then(|bytes| envelope::parse::<Note>(&bytes, NOTE).ok())
         .map_or_else(|| "(the reason was lost)".to_owned(), |note| note.reason)
 }
@@ -459,12 +468,15 @@ fn is_nothing<C: Commit>(store: &dyn Store, stem: &str) -> bool {
             Err(EnvelopeError::Malformed(_) | EnvelopeError::Checksum)
         ),
         Ok(None) => false,
-        Err(_) => true,
+        Err(error) => {
+            log::warn!("{}", chain(&error));
+            true
+        }
     }
 }
 
 fn read_report(store: &dyn Store, name: &str) -> Option<Report> {
-    let bytes = store.read(name, MAX_BYTES).ok().flatten()?;
+    let bytes = read_or_tell(store, name)?;
     envelope::parse(&bytes, REPORT).ok()
 }
 

@@ -5,7 +5,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::table;
-use crate::error::{Doing, Error, Result};
+use crate::error::{Doing, Result};
 use crate::format::gpt::{Copy, Entry};
 use crate::format::luks;
 use crate::plan::TpmIdentity;
@@ -83,10 +83,7 @@ pub fn disk(disk: &dyn Disk, scope: Scope) -> Result<DiskFacts> {
         (Ok(primary), Ok(_)) => (primary, None),
         (Ok(primary), Err(_)) => (primary, Some(Copy::Backup)),
         (Err(_), Ok(backup)) => (backup, Some(Copy::Primary)),
-        (Err(primary), Err(backup)) => {
-            return Err(Error::new(format!("{} has no valid partition table", disk.name()))
-                .because(format!("primary: {primary}; backup: {backup}")));
-        }
+        (Err(_), Err(_)) => return Err(tables.none_valid(disk)),
     };
     let copies_differ = matches!(
         (&tables.primary, &tables.backup),
@@ -143,7 +140,10 @@ fn read_part(
     let sectors = entry.last_lba - entry.first_lba + 1;
     let length = sectors.saturating_mul(disk.sector_bytes()).saturating_sub(offset).min(max_bytes);
     let mut bytes = Zeroizing::new(vec![0; usize::try_from(length).doing(what)?]);
-    disk.read(entry.first_lba * disk.sector_bytes() + offset, &mut bytes).doing(what)?;
+    // Past its end there is nothing to read, and an error there would be none of its own.
+    if !bytes.is_empty() {
+        disk.read(entry.first_lba * disk.sector_bytes() + offset, &mut bytes).doing(what)?;
+    }
     Ok(bytes)
 }
 

@@ -98,7 +98,7 @@ fn start(machine: &mut Machine, profile: &Profile, staged: &[String]) -> Result<
         && !find::look(machine.esp.as_ref()).is_ok_and(|now| now.committed.is_empty())
     {
         // The journal appeared, or may have, and only then something failed: that is a commit.
-        let error = Error::new("the reset is committed").because(refused.clone());
+        let error = Error::new("the reset is, or may be, committed").because(refused.clone());
         return Ok(Applied::Unfinished(error.after_commit()));
     }
     match prepared {
@@ -309,7 +309,11 @@ pub fn set_aside(
     }
     let id = request.as_ref().map_or_else(|| stem.to_lowercase(), |r| r.id.clone());
     let report = stage::over(&id, request, Outcome::Refused, reason, now);
-    let ended = journal::finish(store, &report, &console::recorded());
+    let mut ended = journal::finish(store, &report, &console::recorded());
+    if ended.is_err() && store.remove(&copy).is_ok() {
+        // The copy may have taken the room that the report needs.
+        ended = journal::finish(store, &report, &console::recorded());
+    }
     if ended.is_err() {
         // No room for a report: then at least the request must go.
         store.remove(&name).doing(|| format!("cannot remove {name}"))?;

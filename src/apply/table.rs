@@ -1,7 +1,7 @@
 //! Both copies of a disk's partition table, read and written in the order that survives a cut.
 //! Side: both read; the initrd writes.
 
-use crate::error::{Doing, Result};
+use crate::error::{Doing, Error, Result};
 use crate::format::gpt::{BadCopy, Copy, SectorBytes, Table, locate};
 use crate::platform::Disk;
 
@@ -21,6 +21,19 @@ impl Tables {
             Copy::Primary => self.primary.as_ref().ok(),
             Copy::Backup => self.backup.as_ref().ok(),
         }
+    }
+
+    /// That neither copy is valid, and why. It may be another one at the next boot, for a disk that
+    /// cannot be read has no valid copy either.
+    #[must_use]
+    pub fn none_valid(&self, disk: &dyn Disk) -> Error {
+        let why = |copy: &Result<Table, BadCopy>| match copy {
+            Ok(_) => "valid".to_owned(),
+            Err(why) => why.to_string(),
+        };
+        let (primary, backup) = (why(&self.primary), why(&self.backup));
+        Error::new(format!("{} has no valid partition table", disk.name()))
+            .because(format!("primary: {primary}; backup: {backup}"))
     }
 
     /// Says which copy is not valid, and why: with the other one the work goes on.

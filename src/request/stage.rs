@@ -133,7 +133,9 @@ pub fn new_id(store: &dyn Store) -> Result<String> {
 pub fn cancel(store: &mut dyn Store, now: u64) -> Result<Vec<String>> {
     let mut ids = Vec::new();
     for stem in find::look(store)?.staged {
-        let request = read(store, &stem).ok();
+        let request = read(store, &stem);
+        // It is withdrawn all the same.
+        let request = request.inspect_err(|error| log::warn!("{}", error.chain())).ok();
         let id = request.as_ref().map_or_else(|| stem.to_lowercase(), |r| r.id.clone());
         let report =
             over(&id, request, Outcome::Cancelled, "withdrawn before it was committed", now);

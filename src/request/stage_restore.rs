@@ -190,7 +190,9 @@ pub fn cancel(machine: &mut Machine) -> Result<Vec<String>> {
         clear_away(machine.store.as_mut(), &stem)?;
     }
     for stem in found.staged {
-        let request = read_request(machine.store.as_ref(), &stem).ok();
+        let request = read_request(machine.store.as_ref(), &stem);
+        // It is withdrawn all the same.
+        let request = request.inspect_err(|error| log::warn!("{}", error.chain())).ok();
         let reason = "withdrawn before it was committed";
         over(machine, &stem, request.as_ref(), Outcome::Cancelled, reason)?;
         ids.push(request.map_or_else(|| stem.to_lowercase(), |request| request.id));

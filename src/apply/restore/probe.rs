@@ -95,7 +95,9 @@ fn volumes(machine: &Machine, profile: &State) -> Result<Vec<VolumeFacts>> {
     let mut facts = Vec::new();
     for (asked, volume) in profile.volumes.iter().zip(&machine.volumes) {
         let volume = volume.as_ref();
-        let header = volume.header().map_err(|error| chain(&error));
+        let header = volume.header();
+        let header =
+            header.map_err(|error| format!("cannot read its LUKS2 header: {}", chain(&error)));
         let header = header.and_then(|found| found.ok_or_else(|| "no LUKS2 header".to_owned()));
         let own_key = match &header {
             Err(why) => Err(why.clone()),
@@ -118,7 +120,7 @@ fn own_key(
     header: &Header,
     name: &str,
 ) -> Result<Result<RecordedSlot, String>> {
-    let what = || format!("cannot try the key `{name}`");
+    let what = || format!("cannot try the key `{name}` on `{}`", volume.name());
     let key = read_small(machine.state.as_ref(), Place::State, name, MAX_KEY_BYTES).doing(what)?;
     let Some(key) = key else { return Ok(Err("there is no such file".to_owned())) };
     let (first, then): (Vec<_>, Vec<_>) = header

@@ -126,7 +126,7 @@ pub trait Directory {
 /// Opens a directory by path.
 pub fn open(path: &Path) -> io::Result<Dir> {
     let opened = Kernel::open(path).calling(|| format!("cannot open {}", path.display()))?;
-    Ok(Named::new(Box::new(opened), path))
+    Ok(Named::wrap(Box::new(opened), path))
 }
 
 /// Opens a directory in a directory; none when it is not there.

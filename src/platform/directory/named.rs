@@ -18,7 +18,7 @@ pub struct Named {
 impl Named {
     /// `inner` is known as `path`.
     #[must_use]
-    pub fn new(inner: Dir, path: &Path) -> Dir {
+    pub fn wrap(inner: Dir, path: &Path) -> Dir {
         Box::new(Self { inner, path: path.to_owned() })
     }
 
@@ -38,7 +38,7 @@ impl Named {
 impl Directory for Named {
     fn again(&self) -> io::Result<Dir> {
         let inner = self.inner.again().calling(|| self.cannot_itself("open"))?;
-        Ok(Self::new(inner, &self.path))
+        Ok(Self::wrap(inner, &self.path))
     }
     fn node(&self) -> io::Result<Node> {
         self.inner.node().calling(|| self.cannot_itself("look at"))
@@ -51,7 +51,7 @@ impl Directory for Named {
     }
     fn directory(&self, name: &OsStr) -> io::Result<Option<Dir>> {
         let opened = self.inner.directory(name).calling(|| self.cannot("open", name))?;
-        Ok(opened.map(|inner| Self::new(inner, &self.path.join(name))))
+        Ok(opened.map(|inner| Self::wrap(inner, &self.path.join(name))))
     }
     fn file(&self, name: &OsStr) -> io::Result<Option<Box<dyn OpenFile>>> {
         let opened = self.inner.file(name).calling(|| self.cannot("open", name))?;

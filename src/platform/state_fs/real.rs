@@ -372,10 +372,10 @@ impl StateFs for StateDirectory {
             .iter()
             .try_for_each(|name| directory::make(self.parent.as_ref(), name).map(drop))
             .and_then(|()| exchange(self.parent.as_ref(), TRIAL[0], TRIAL[1]));
-        for name in TRIAL {
-            directory::remove_tree(self.parent.as_ref(), name)?;
-        }
-        tried
+        let removed =
+            TRIAL.iter().try_for_each(|name| directory::remove_tree(self.parent.as_ref(), name));
+        // The first failure is the one to tell.
+        tried.and(removed)
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
