@@ -10,6 +10,7 @@ use restage::report::Outcome;
 
 use crate::model::{Fault, Shared, World};
 use crate::steps;
+use crate::told::Told;
 
 /// An operation on a machine, and what has to be so whenever it is interrupted.
 pub trait Case: Sync {
@@ -17,8 +18,13 @@ pub trait Case: Sync {
     fn name(&self) -> &'static str;
     /// The machine before it.
     fn start(&self) -> World;
-    /// The operation: once, whatever comes of it.
-    fn run(&self, world: &Shared);
+    /// The operation, once: what comes of it.
+    fn tell(&self, world: &Shared) -> Told;
+    /// The operation, whatever comes of it.
+    fn run(&self, world: &Shared) {
+        // Nobody is there to hear what it says.
+        drop(self.tell(world));
+    }
     /// What must be so at any instant, on the media.
     fn check_image(&self, image: &World) -> Result<(), String>;
     /// Boots until nothing is left to do; the machine at rest after that.
@@ -187,6 +193,14 @@ pub fn has_returned(path: &[Cut]) -> bool {
 /// Whether something but the power has failed on this way.
 pub fn had_fault(path: &[Cut]) -> bool {
     path.iter().any(|cut| matches!(cut, Cut::Fault { .. }))
+}
+
+/// On this way something was broken for longer than one call.
+pub const BROKEN: [Cut; 1] = [Cut::Fault { call: usize::MAX, fault: Fault::Error, in_order: true }];
+
+/// Whether it was.
+pub fn was_broken(path: &[Cut]) -> bool {
+    path == BROKEN
 }
 
 /// Interrupts one operation everywhere.

@@ -14,9 +14,11 @@
 mod cases;
 mod controls;
 mod explore;
+mod faults;
 mod figures;
 mod model;
 mod steps;
+mod told;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -62,6 +64,12 @@ struct Arguments {
     /// Work with known mistakes, and look whether each is seen.
     #[arg(long)]
     controls: bool,
+    /// Meet faults that are no power cuts, and look what boot does next and what is said.
+    #[arg(long)]
+    faults_only: bool,
+    /// With it: only the rows whose name contains this, as a violation names one.
+    #[arg(long)]
+    row: Option<String>,
     /// Go one way again: CASE:c12.3/c4.0, as a violation names it.
     #[arg(long)]
     replay: Option<String>,
@@ -92,6 +100,9 @@ fn main() -> ExitCode {
     };
     let all = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = arguments.threads.unwrap_or(all);
+    if arguments.faults_only {
+        return faults::run(arguments.row.as_deref());
+    }
     if arguments.controls {
         return controls::run(threads);
     }

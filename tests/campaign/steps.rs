@@ -1,6 +1,6 @@
 //! Which step of an operation a run is in, as its log says: `step 3/7 wipe swap: …`.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::{Mutex, PoisonError};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -13,6 +13,7 @@ static NAMES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 thread_local! {
     static STEP: Cell<u8> = const { Cell::new(NONE) };
+    static WARNED: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
 }
 
 struct Listener;
@@ -25,6 +26,13 @@ impl Log for Listener {
     fn log(&self, record: &Record<'_>) {
         if std::env::var_os("RESTAGE_CAMPAIGN_SAY").is_some() {
             eprintln!("    {}", record.args());
+        }
+        if record.level() <= Level::Warn {
+            WARNED.with_borrow_mut(|warned| {
+                if let Some(warned) = warned {
+                    warned.push(record.args().to_string());
+                }
+            });
         }
         // Only lines that begin so are formatted at all.
         if record.args().as_str().is_none() {
@@ -76,4 +84,11 @@ pub fn begin() {
 /// The step that this thread's run is in.
 pub fn now() -> u8 {
     STEP.get()
+}
+
+/// Warnings and errors that this thread logs while `run` runs.
+pub fn warned<T>(run: impl FnOnce() -> T) -> (T, Vec<String>) {
+    WARNED.set(Some(Vec::new()));
+    let result = run();
+    (result, WARNED.take().unwrap_or_default())
 }

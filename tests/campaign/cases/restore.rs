@@ -9,7 +9,7 @@ use std::sync::Arc;
 use restage::apply::journal::reports;
 use restage::apply::restore::probe::Trial;
 use restage::apply::restore::{Machine, Restored, at_boot, confirm};
-use restage::error::Next;
+use restage::error::{Error, Next, Refused, chain};
 use restage::format::archive::{Entry, Layout, Writer};
 use restage::plan::facts::HostFacts;
 
@@ -24,14 +24,14 @@ use restage::request::{Staged, find, stage_restore};
 
 use crate::controls::Wrong;
 use crate::controls::store::Unsynced;
-use crate::explore::{Case, Cut, had_fault, has_returned};
+use crate::explore::{Case, Cut, had_fault, has_returned, was_broken};
 use crate::model::disk::Sectors;
 use crate::model::files::{self, Files, Flavor, Found};
 use crate::model::volume::{ModelVolume, NEW, OLD, OWN, Slots};
 use crate::model::{Device, Shared, World};
+use crate::told::Told;
 
 const ID: &str = "0123456789abcdef0123456789abcdef";
-const NOW: u64 = 1000;
 const STATE: &str = "var/lib/incus-os/";
 const OWN_DIRECTORY: &str = "var/lib/restage/";
 /// Boots until a restore must be over.
@@ -124,7 +124,7 @@ impl Lab {
     /// Goes once through everything, uninterrupted.
     fn prepare(&mut self) {
         let world = self.clean.share();
-        self.stage(&world).unwrap();
+        self.stage(&world).unwrap().unwrap();
         self.staged = world.borrow().settled();
         let boot = |world: &World, boots: usize| {
             let world = world.share();
@@ -161,7 +161,7 @@ impl Lab {
     }
 
     fn machine(&self, world: &Shared) -> Result<Machine, String> {
-        let said = |error: std::io::Error| error.to_string();
+        let said = |error: std::io::Error| chain(&error);
         let root = files::root(world, Device::State);
         let state = StateDirectory::below(root, Path::new("/"), self.state_profile());
         let volume = |index| Box::new(ModelVolume::new(world, index)) as Box<dyn Volume>;
@@ -169,7 +169,7 @@ impl Lab {
             state: Box::new(state.map_err(said)?),
             store: Box::new(store(world)?),
             volumes: vec![volume(0), volume(1)],
-            host: HostFacts { now: NOW, ..HostFacts::default() },
+            host: HostFacts { now: world.borrow().clock, ..HostFacts::default() },
             is_hibernated: false,
             is_offline: true,
             crashes: 0,
@@ -183,56 +183,80 @@ impl Lab {
         }
         let inner = files::root(world, Device::Esp);
         let root = Unsynced { inner, is_made: Rc::default() };
-        EspDirectory::below(Box::new(root), "restage").map_err(|error| error.to_string())
+        EspDirectory::below(Box::new(root), "restage").map_err(|error| chain(&error))
     }
 
     /// What `restage restore` does.
-    fn stage(&self, world: &Shared) -> Result<(), String> {
-        let mut machine = self.machine(world)?;
-        let staged = (|| {
-            let source = &mut self.archive.as_slice();
-            let state = self.state_profile();
-            let archive = stage_restore::take_in(&mut machine, state, ID, source)?;
-            let mut taken = self.archive.as_slice();
-            let (profile, skip) = (&self.profile, &self.skip);
-            let checked =
-                stage_restore::check(&mut machine, profile, skip, &mut taken, Trial::Make)?;
-            let checked = checked.map_err(|refused| restage::error::Error::new(refused.reason))?;
-            let by = Staged { command: "t".into(), user: "t".into(), restage: "0".into(), at: NOW };
-            let mut flags = self.flags(world).map_err(restage::error::Error::new)?;
-            let flags = Some(&mut flags as &mut dyn restage::platform::Store);
-            stage_restore::stage(&mut machine, flags, &checked, archive, skip, by, ID)
-        })();
-        if staged.is_err() {
+    fn stage(&self, world: &Shared) -> Result<Result<(), Refused>, Error> {
+        let mut machine = self.machine(world).map_err(Error::new)?;
+        let staged = self.stage_on(&mut machine, world);
+        if !matches!(staged, Ok(Ok(()))) {
             let _ = stage_restore::abandon(&mut machine, ID);
         }
-        staged.map_err(|error| error.chain())
+        staged
     }
 
-    /// What `restage initrd restore` does, without its mounts.
-    fn boot(&self, world: &Shared) -> Result<Restored, String> {
-        let mut machine = self.machine(world)?;
-        let found = find::look(machine.store.as_ref()).map_err(|error| error.chain())?;
+    fn stage_on(
+        &self,
+        machine: &mut Machine,
+        world: &Shared,
+    ) -> Result<Result<(), Refused>, Error> {
+        let source = &mut self.archive.as_slice();
+        let state = self.state_profile();
+        let archive = stage_restore::take_in(machine, state, ID, source)?;
+        let mut taken = self.archive.as_slice();
+        let (profile, skip) = (&self.profile, &self.skip);
+        let checked = stage_restore::check(machine, profile, skip, &mut taken, Trial::Make)?;
+        let checked = match checked {
+            Ok(checked) => checked,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        let at = machine.host.now;
+        let by = Staged { command: "t".into(), user: "t".into(), restage: "0".into(), at };
+        let mut flags = self.flags(world).map_err(Error::new)?;
+        let flags = Some(&mut flags as &mut dyn restage::platform::Store);
+        stage_restore::stage(machine, flags, &checked, archive, skip, by, ID).map(Ok)
+    }
+
+    /// What `restage initrd restore` does, without its mounts. As there, what is committed holds, and
+    /// what nobody can look at as well.
+    fn apply(&self, world: &Shared) -> Result<Restored, Error> {
+        let looked = self.machine(world).map_err(Error::new).and_then(|machine| {
+            let found = find::look(machine.store.as_ref())?;
+            Ok((machine, found))
+        });
+        let (mut machine, found) = match looked {
+            Ok(looked) => looked,
+            Err(error) => return Ok(Restored::Unfinished(error.hold())),
+        };
         if found.is_empty() {
             return Ok(Restored::Nothing);
         }
         match at_boot(&mut machine, &self.profile) {
             Err(error) if !found.committed.is_empty() => Ok(Restored::Unfinished(error.hold())),
-            restored => restored.map_err(|error| error.chain()),
+            restored => restored,
         }
     }
 
-    /// What `restage confirm` does in a system that is healthy.
-    fn confirm(&self, world: &Shared) -> Result<(), String> {
-        let mut machine = self.machine(world)?;
-        confirm(&mut machine, &self.profile).map_err(|error| error.chain())?;
-        tidy_flags(&machine, world)
+    fn boot(&self, world: &Shared) -> Result<Restored, String> {
+        self.apply(world).map_err(|error| error.chain())
     }
 
-    fn cancel(&self, world: &Shared) -> Result<(), String> {
-        let mut machine = self.machine(world)?;
-        stage_restore::cancel(&mut machine).map_err(|error| error.chain())?;
-        tidy_flags(&machine, world)
+    /// What `restage confirm` does in a system that is healthy.
+    fn confirm(&self, world: &Shared) -> Result<Restored, Error> {
+        let mut machine = self.machine(world).map_err(Error::new)?;
+        let confirmed = confirm(&mut machine, &self.profile)?;
+        if !matches!(confirmed, Restored::Later(_)) {
+            tidy_flags(&machine, world).map_err(Error::new)?;
+        }
+        Ok(confirmed)
+    }
+
+    fn cancel(&self, world: &Shared) -> Result<Result<(), Refused>, Error> {
+        let mut machine = self.machine(world).map_err(Error::new)?;
+        stage_restore::cancel(&mut machine)?;
+        tidy_flags(&machine, world).map_err(Error::new)?;
+        Ok(Ok(()))
     }
 
     /// Boots until there is nothing left to do.
@@ -241,7 +265,9 @@ impl Lab {
         for _ in 0..MAX_BOOTS {
             match self.boot(&world)? {
                 Restored::Nothing => return self.second_run_writes_nothing(&world),
-                Restored::Window { .. } if ends == Ends::Confirm => self.confirm(&world)?,
+                Restored::Window { .. } if ends == Ends::Confirm => {
+                    self.confirm(&world).map_err(|error| error.chain())?;
+                }
                 Restored::Unfinished(error) if error.next() == Next::HoldForOperator => {
                     return Err(format!("it holds: {}", error.chain()));
                 }
@@ -307,7 +333,12 @@ impl Lab {
         Ok(())
     }
 
-    fn check_end(&self, end: &World, allowed: &[Outcome]) -> Result<&'static str, String> {
+    fn check_end(
+        &self,
+        end: &World,
+        allowed: &[Outcome],
+        kept: Kept,
+    ) -> Result<&'static str, String> {
         let world = end.share();
         let reports = reports(&store(&world)?).map_err(|error| error.chain())?;
         let outcome = match reports.as_slice() {
@@ -334,8 +365,17 @@ impl Lab {
         if let Some(like) = like {
             let (is, wanted) = (all(end), all(like));
             let paths: BTreeSet<&String> = is.keys().chain(wanted.keys()).collect();
-            let differing: Vec<_> =
-                paths.into_iter().filter(|path| is.get(*path) != wanted.get(*path)).collect();
+            // What never took the place of the old state has replaced no key.
+            let is_spared = |path: &String| {
+                kept == Kept::Needed
+                    && outcome == Some(Outcome::RolledBack)
+                    && path.contains("/superseded")
+                    && !is.contains_key(path)
+            };
+            let differing: Vec<_> = paths
+                .into_iter()
+                .filter(|path| is.get(*path) != wanted.get(*path) && !is_spared(path))
+                .collect();
             if !differing.is_empty() {
                 return Err(format!("{outcome:?}, and not as it should be: {differing:?}"));
             }
@@ -361,7 +401,7 @@ fn part(all: &All, prefix: &str) -> All {
 }
 
 fn store(world: &Shared) -> Result<EspDirectory, String> {
-    let said = |error: std::io::Error| error.to_string();
+    let said = |error: std::io::Error| chain(&error);
     let root = files::root(world, Device::State);
     let below = |parent: &dyn Directory, name| {
         directory::open_at(parent, name).map_err(said)?.ok_or_else(|| format!("no {name}"))
@@ -372,12 +412,21 @@ fn store(world: &Shared) -> Result<EspDirectory, String> {
 
 fn esp(world: &Shared) -> Result<EspDirectory, String> {
     let root = files::root(world, Device::Esp);
-    EspDirectory::below(root, "restage").map_err(|error| error.to_string())
+    EspDirectory::below(root, "restage").map_err(|error| chain(&error))
 }
 
 fn tidy_flags(machine: &Machine, world: &Shared) -> Result<(), String> {
     let mut flags = esp(world)?;
     stage_restore::tidy_flags(machine.store.as_ref(), &mut flags).map_err(|error| error.chain())
+}
+
+/// Which superseded keys must be there in the end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    /// Those of a roll-back out of the window.
+    All,
+    /// Those that are needed: a restore that was never applied may have replaced none.
+    Needed,
 }
 
 /// What ends the window.
@@ -413,13 +462,12 @@ impl Case for RestoreCase {
     fn start(&self) -> World {
         self.start.clone()
     }
-    fn run(&self, world: &Shared) {
-        // Nobody is there to hear what it says.
+    fn tell(&self, world: &Shared) -> Told {
         match self.work {
-            Work::Stage => drop(self.lab.stage(world)),
-            Work::Cancel => drop(self.lab.cancel(world)),
-            Work::Boot => drop(self.lab.boot(world)),
-            Work::Confirm => drop(self.lab.confirm(world)),
+            Work::Stage => self.lab.stage(world).into(),
+            Work::Cancel => self.lab.cancel(world).into(),
+            Work::Boot => self.lab.apply(world).into(),
+            Work::Confirm => self.lab.confirm(world).into(),
         }
     }
     fn check_image(&self, image: &World) -> Result<(), String> {
@@ -430,7 +478,7 @@ impl Case for RestoreCase {
     }
     fn check_end(&self, end: &World, path: &[Cut]) -> Result<&'static str, String> {
         if has_returned(path) {
-            return self.lab.check_end(end, &self.outcomes[..1]);
+            return self.lab.check_end(end, &self.outcomes[..1], Kept::All);
         }
         let mut allowed = self.outcomes.clone();
         if had_fault(path) {
@@ -440,7 +488,8 @@ impl Case for RestoreCase {
         if path.len() >= 3 {
             allowed.push(Outcome::RolledBack);
         }
-        self.lab.check_end(end, &allowed)
+        let kept = if was_broken(path) { Kept::Needed } else { Kept::All };
+        self.lab.check_end(end, &allowed, kept)
     }
 }
 

@@ -111,6 +111,17 @@ impl Sectors {
         offsets
     }
 
+    /// Its size in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        (self.cached.0.len() * CHUNK) as u64
+    }
+
+    /// Puts bytes on it, as another system does: at rest.
+    pub fn put(&mut self, offset: u64, bytes: &[u8]) {
+        self.cached.write(offset, bytes);
+        self.medium.write(offset, bytes);
+    }
+
     /// What a sector is here.
     pub fn sector_bytes(&self) -> u64 {
         self.sector_bytes
@@ -233,7 +244,7 @@ impl ModelDisk {
     /// The disk of this machine.
     pub fn new(world: &Shared) -> Self {
         let disk = &world.borrow().disk;
-        let size_bytes = (disk.cached.0.len() * CHUNK) as u64;
+        let size_bytes = disk.size_bytes();
         let sector_bytes = disk.sector_bytes;
         Self { world: world.clone(), size_bytes, sector_bytes, is_writable: false }
     }

@@ -22,6 +22,9 @@ use disk::Sectors;
 use files::Files;
 use volume::Slots;
 
+/// What the clock says, unless it is a wrong one.
+pub const NOW: u64 = 1000;
+
 static SCATTER: AtomicU64 = AtomicU64::new(0);
 
 /// How many random subsets of unflushed sectors are tried at each change.
@@ -99,6 +102,8 @@ pub struct World {
     pub tpm_seed: u32,
     /// The key slots of root and swap.
     pub slots: [Slots; 2],
+    /// What the clock says.
+    pub clock: u64,
     /// Calls of this run so far.
     pub calls: usize,
     /// The call that meets a fault.
@@ -107,8 +112,8 @@ pub struct World {
     pub has_faulted: bool,
     /// The step in which it did.
     pub faulted_in: u8,
-    /// The call that it met.
-    pub met: Option<Met>,
+    /// The calls that have failed.
+    pub met: Vec<Met>,
     /// What fails at every call.
     pub broken: Option<Arc<Broken>>,
     /// Every call is written down here.
@@ -141,11 +146,12 @@ impl World {
             state,
             tpm_seed: 1,
             slots,
+            clock: NOW,
             calls: 0,
             fault: None,
             has_faulted: false,
             faulted_in: 0,
-            met: None,
+            met: Vec::new(),
             broken: None,
             listing: None,
             gone: None,
@@ -185,11 +191,12 @@ impl World {
             listing.lock().unwrap().push(self.describe(op));
         }
         if self.gone == Some(device) {
+            self.met.push(self.describe(op));
             return Err(io::Error::from_raw_os_error(19)); // ENODEV
         }
         if let Some(broken) = self.broken.clone().filter(|broken| broken.meets(self, this, op)) {
             self.has_faulted = true;
-            self.met = Some(self.describe(op));
+            self.met.push(self.describe(op));
             if call == Call::Sync {
                 self.lose(device);
             }
@@ -206,7 +213,7 @@ impl World {
         if applies {
             self.has_faulted = true;
             self.faulted_in = crate::steps::now();
-            self.met = Some(self.describe(op));
+            self.met.push(self.describe(op));
         }
         let error = || Err(io::Error::from_raw_os_error(5)); // EIO
         let result = match fault.filter(|_| applies) {

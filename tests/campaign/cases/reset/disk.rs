@@ -84,3 +84,18 @@ pub fn disk(tables: Tables, sector_bytes: u64) -> (Sectors, Places) {
     }
     (Sectors::new(&bytes, sector_bytes), places)
 }
+
+/// The same disk, where the first partition has another label.
+pub fn with_another_label(disk: &Sectors) -> Sectors {
+    let mut bytes = disk.part(0, disk.size_bytes());
+    let mut table = gpt::GptConfig::new()
+        .writable(true)
+        .logical_block_size(gpt::disk::LogicalBlockSize::Lb512)
+        .open_from_device(Cursor::new(&mut bytes))
+        .unwrap();
+    let mut partitions = table.partitions().clone();
+    partitions.get_mut(&1).unwrap().name = "another".to_owned();
+    table.update_partitions(partitions).unwrap();
+    table.write().unwrap();
+    Sectors::new(&bytes, 512)
+}

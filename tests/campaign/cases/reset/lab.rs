@@ -3,7 +3,7 @@
 use restage::apply::journal::{Committed, Journal, reports};
 use restage::apply::probe::{self, Scope};
 use restage::apply::reset::{Applied, apply};
-use restage::error::{Next, chain};
+use restage::error::{Error, Next, Refused, chain};
 use restage::plan::facts::HostFacts;
 use restage::plan::reset::Ask;
 use restage::platform::directory::{self, Directory};
@@ -24,11 +24,10 @@ use crate::model::disk::{ModelDisk, Sectors};
 use crate::model::files::{self, Files, Flavor};
 use crate::model::tpm::ModelTpm;
 use crate::model::volume::{DATA_OFFSET, Slots};
-use crate::model::{Device, Shared, World};
+use crate::model::{Device, NOW, Shared, World};
 
 pub const ID: &str = "0123456789abcdef0123456789abcdef";
 pub const STEM: &str = "01234567";
-pub const NOW: u64 = 1000;
 /// Boots until a reset must be over.
 const MAX_BOOTS: usize = 6;
 
@@ -90,7 +89,7 @@ impl Lab {
         let (reset_disk, staged) = (clean.disk.clone(), clean.clone());
         let mut lab = Self { profile, shape, clean, staged, places, reset_disk, wrong: None };
         let world = lab.clean.share();
-        lab.stage(&world).unwrap();
+        lab.stage(&world).unwrap().unwrap();
         lab.staged = world.borrow().settled();
         let end = lab.recover(&lab.staged.share()).unwrap();
         lab.reset_disk = end.disk.clone();
@@ -129,25 +128,47 @@ impl Lab {
         }
     }
 
-    /// What `restage initrd reset` does, without its mounts.
-    pub fn boot(&self, world: &Shared) -> Result<Applied, String> {
-        apply(&mut self.machine(world)?, &self.profile).map_err(|error| error.chain())
+    /// What `restage initrd reset` does, without its mounts. As there, what is committed holds when it
+    /// cannot even be opened.
+    pub fn apply(&self, world: &Shared) -> Result<Applied, Error> {
+        let is_committed = {
+            let all = world.borrow().esp.all();
+            let has = |extension: &str| all.contains_key(&format!("restage/{STEM}.{extension}"));
+            has("JNL") && !has("RPT")
+        };
+        let opened = self.machine(world).map_err(Error::new);
+        match opened.and_then(|mut machine| apply(&mut machine, &self.profile)) {
+            Err(error) if is_committed => Ok(Applied::Unfinished(error.after_commit().hold())),
+            applied => applied,
+        }
+    }
+
+    fn boot(&self, world: &Shared) -> Result<Applied, String> {
+        self.apply(world).map_err(|error| error.chain())
     }
 
     /// What `restage factory-reset` does.
-    pub fn stage(&self, world: &Shared) -> Result<(), String> {
-        let mut machine = self.machine(world)?;
+    pub fn stage(&self, world: &Shared) -> Result<Result<(), Refused>, Error> {
+        let mut machine = self.machine(world).map_err(Error::new)?;
         let json = serde_json::value::RawValue::from_string("{\"a\":1}".to_owned()).unwrap();
         let ask = Ask {
             seeds: [("incus".to_owned(), json)].into(),
             allow_tpm_reset_failure: self.shape.tpm == Where::Nowhere,
             ..Ask::default()
         };
-        let prepared = stage::prepare(&mut machine, &self.profile, ask)
-            .map_err(|error| error.chain())?
-            .map_err(|refused| refused.reason)?;
-        let by = Staged { command: "t".into(), user: "t".into(), restage: "0".into(), at: NOW };
-        stage::stage(&mut machine, &self.profile, &prepared, by, ID).map_err(|error| error.chain())
+        let prepared = match stage::prepare(&mut machine, &self.profile, ask)? {
+            Ok(prepared) => prepared,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        let at = machine.host.now;
+        let by = Staged { command: "t".into(), user: "t".into(), restage: "0".into(), at };
+        stage::stage(&mut machine, &self.profile, &prepared, by, ID).map(Ok)
+    }
+
+    /// What `restage cancel` does.
+    pub fn cancel(&self, world: &Shared) -> Result<Result<(), Refused>, Error> {
+        let mut machine = self.machine(world).map_err(Error::new)?;
+        stage::cancel(machine.esp.as_mut(), NOW).map(|_| Ok(()))
     }
 
     pub fn machine(&self, world: &Shared) -> Result<Machine, String> {
@@ -171,7 +192,7 @@ impl Lab {
                 Where::Esp | Where::Nowhere => TpmDoor::None,
             },
             ppi: None,
-            host: HostFacts { now: NOW, ..HostFacts::default() },
+            host: HostFacts { now: world.borrow().clock, ..HostFacts::default() },
             other_tpm_volumes: Vec::new(),
             loaded_credentials: Vec::new(),
         })

@@ -6,13 +6,13 @@ pub mod lab;
 use std::sync::Arc;
 
 use restage::report::Outcome;
-use restage::request::stage;
 
 use crate::controls::Wrong;
 use crate::explore::{Case, Cut, had_fault, has_returned};
 use crate::model::{Shared, World};
+use crate::told::Told;
 use disk::Tables;
-use lab::{Lab, NOW, Shape, Where};
+use lab::{Lab, Shape, Where};
 
 /// What is done to the machine.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,18 +38,13 @@ impl Case for ResetCase {
     fn start(&self) -> World {
         self.start.clone()
     }
-    fn run(&self, world: &Shared) {
+    fn tell(&self, world: &Shared) -> Told {
         // The OS mounts its ESP with the kernel's defaults.
         world.borrow_mut().esp.errors_remount_ro = self.work != Work::Boot;
-        // Nobody is there to hear what it says.
         match self.work {
-            Work::Stage => drop(self.lab.stage(world)),
-            Work::Cancel => {
-                if let Ok(mut machine) = self.lab.machine(world) {
-                    drop(stage::cancel(machine.esp.as_mut(), NOW));
-                }
-            }
-            Work::Boot => drop(self.lab.boot(world)),
+            Work::Stage => self.lab.stage(world).into(),
+            Work::Cancel => self.lab.cancel(world).into(),
+            Work::Boot => self.lab.apply(world).into(),
         }
     }
     fn check_image(&self, image: &World) -> Result<(), String> {

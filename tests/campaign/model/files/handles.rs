@@ -22,7 +22,7 @@ pub struct ModelDirectory {
 /// The root of one of the file systems, with names for its errors as the real ones have them.
 pub fn root(world: &Shared, device: Device) -> Dir {
     let root = ModelDirectory { world: world.clone(), device, number: ROOT };
-    Named::new(Box::new(root), Path::new(root_path(device)))
+    Named::wrap(Box::new(root), Path::new(root_path(device)))
 }
 
 /// Where it is mounted.

@@ -1,0 +1,129 @@
+//! What stays broken: a sector, a file, the TPM. After three failures the boot holds and names it, or the
+//! restore rolls back; once it is mended, a power cycle finishes it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use restage::error::Next;
+
+use super::every::{Phase, calls_of, phases};
+use super::{Seen, Wanted, names};
+use crate::cases;
+use crate::explore::{BROKEN, Case};
+use crate::model::call::{Broken, Met, Place};
+use crate::model::{Call, Device};
+use crate::steps;
+use crate::told::State;
+
+const EIO: i32 = 5;
+/// More boots than it takes to hold.
+const BOOTS: usize = 5;
+
+/// Reads, changes or syncs of the same object.
+const KINDS: [&[Call]; 3] = [&[Call::Read], &[Call::Change, Call::Write], &[Call::Sync]];
+
+/// Runs them all.
+pub fn run(wanted: Wanted<'_>) -> Seen {
+    let mut seen = Seen::default();
+    for name in ["reset", "restore"] {
+        let case = cases::all().into_iter().find(|case| case.name() == name).unwrap();
+        let (calls, _) = calls_of(case.as_ref());
+        let phases = phases(case.as_ref(), &calls);
+        let first = phases.iter().position(|phase| *phase == Phase::After).unwrap();
+        let mut objects = BTreeSet::new();
+        for met in &calls[first..] {
+            let kind = KINDS.iter().position(|kind| kind.contains(&met.call)).unwrap();
+            objects.insert((met.device, kind, met.object.clone()));
+        }
+        for (device, kind, object) in objects {
+            let row = format!("{name}: {:?} of {object} fails for good", KINDS[kind]);
+            if wanted.has(&row) {
+                let place = place(&object);
+                let calls = KINDS[kind];
+                let broken = Broken { device, calls, place, error: EIO, from: first };
+                seen.note(&row, judge(case.as_ref(), &broken, wanted));
+            }
+        }
+    }
+    seen
+}
+
+/// Of a part of the disk, its first sector.
+fn place(object: &str) -> Place {
+    let sector = object.strip_prefix("sectors ").and_then(|rest| rest.split(' ').next());
+    match sector.and_then(|sector| sector.parse::<u64>().ok()) {
+        Some(sector) => Place::Bytes(sector * 512..sector * 512 + 512),
+        None if object == "TPM2_" => Place::Everywhere,
+        None => Place::Object(object.to_owned()),
+    }
+}
+
+fn judge(case: &dyn Case, broken: &Broken, wanted: Wanted<'_>) -> Result<(), String> {
+    let mut image = case.start();
+    let mut story: Vec<(State, Next)> = Vec::new();
+    let mut last: Option<(Met, String)> = None;
+    for boot in 0..BOOTS {
+        let world = image.share();
+        let from = if boot == 0 { broken.from } else { 0 };
+        world.borrow_mut().broken = Some(Arc::new(Broken { from, ..broken.clone() }));
+        let (told, lines) = steps::warned(|| case.tell(&world));
+        if wanted.is_narrow() {
+            println!("boot {boot}: {:?}, then {:?}: {}", told.state, told.next, told.why);
+            println!("  said: {lines:?}");
+        }
+        story.push((told.state, told.next));
+        last = world.borrow().met.last().map(|met| (met.clone(), told.why.clone())).or(last);
+        image = world.borrow().settled();
+        case.check_image(&image)?;
+        let is_over = told.state != State::Unfinished;
+        if told.state == State::Unfinished && told.next == Next::HoldForOperator {
+            let (met, why) = last.as_ref().ok_or("it holds, and nothing has failed")?;
+            if !why.contains(&names::cause(EIO)) || !why.contains(short(&met.object)) {
+                return Err(format!("it holds, and does not name {met}: {why}"));
+            }
+        }
+        if is_over {
+            break;
+        }
+    }
+    is_right(case.name(), broken, &story)?;
+    // It is mended, and the power is switched off and on.
+    let end = case.recover(&image.share())?;
+    case.check_end(&end, &BROKEN).map(drop)
+}
+
+/// The part of an object that the last error must name: of a run of sectors any may be told.
+fn short(object: &str) -> &str {
+    if object.starts_with("sectors ") { "the disk" } else { object }
+}
+
+/// Two boots try again, the third holds, and every power cycle tries once more. What cannot be counted
+/// holds at once. What is passed over is done. A restore that cannot be applied is rolled back.
+fn is_right(case: &str, broken: &Broken, story: &[(State, Next)]) -> Result<(), String> {
+    use Next::{HoldForOperator, RetryNextBoot};
+    let (retry, hold) = ((State::Unfinished, RetryNextBoot), (State::Unfinished, HoldForOperator));
+    let store = if case == "reset" { Device::Esp } else { Device::State };
+    let is_store = broken.device == store;
+    let is_done = |state: State| match case {
+        "reset" => state == State::Done,
+        _ => matches!(state, State::Window | State::RolledBack | State::Later),
+    };
+    let right = match story {
+        [(state, _)] => is_done(*state),
+        // What a failed sync has left is there at the next boot.
+        [rest @ .., (state, _)] if is_done(*state) && broken.calls.contains(&Call::Sync) => {
+            rest.len() <= 2 && rest.iter().all(|one| *one == retry || is_store && *one == hold)
+        }
+        [rest @ .., (state, _)] if case != "reset" && is_done(*state) => {
+            rest.len() <= 2 && rest.iter().all(|one| *one == retry)
+        }
+        [a, b, rest @ ..] if *a == retry && *b == retry => {
+            case != "reset" || rest.iter().all(|one| *one == hold)
+        }
+        [first, rest @ ..] => {
+            is_store && [retry, hold].contains(first) && rest.iter().all(|one| *one == hold)
+        }
+        [] => false,
+    };
+    if right { Ok(()) } else { Err(format!("the boots were {story:?}")) }
+}

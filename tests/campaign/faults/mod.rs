@@ -1,0 +1,72 @@
+//! Faults that are not power cuts: for each, what boot does next, and an error with a name of its own.
+
+mod every;
+mod lasting;
+mod names;
+mod rows;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// What one part has seen.
+#[derive(Default)]
+pub struct Seen {
+    /// Faults that were met.
+    pub met: usize,
+    /// What is not as it must be: the row, and why.
+    pub violations: Vec<(String, String)>,
+}
+
+impl Seen {
+    fn note(&mut self, row: &str, verdict: Result<(), String>) {
+        self.met += 1;
+        if let Err(why) = verdict {
+            self.violations.push((row.to_owned(), why));
+        }
+    }
+}
+
+/// Which rows are wanted.
+#[derive(Clone, Copy)]
+pub struct Wanted<'a>(Option<&'a str>);
+
+impl Wanted<'_> {
+    /// Whether this one is.
+    pub fn has(self, row: &str) -> bool {
+        self.0.is_none_or(|only| row.contains(only))
+    }
+
+    /// Whether only some are: then more is told.
+    pub fn is_narrow(self) -> bool {
+        self.0.is_some()
+    }
+}
+
+type Part = fn(Wanted<'_>) -> Seen;
+
+/// Runs all rows, or those that contain `only` in their name.
+pub fn run(only: Option<&str>) -> ExitCode {
+    let mut failed = 0;
+    let wanted = Wanted(only);
+    let parts: [(&str, Part); 3] =
+        [("rows of the table", rows::run), ("calls", every::run), ("lasting", lasting::run)];
+    let mut met = 0;
+    for (name, part) in parts {
+        let begin = Instant::now();
+        let seen = part(wanted);
+        println!("{name:18} {:6} faults met; {:3} s", seen.met, begin.elapsed().as_secs());
+        for (row, why) in &seen.violations {
+            println!("VIOLATION {row}: {why}");
+        }
+        if let Some((row, _)) = seen.violations.first() {
+            println!("see it again: restage-campaign --faults-only --row '{row}'");
+        }
+        failed += seen.violations.len();
+        met += seen.met;
+    }
+    if met == 0 {
+        println!("there is no such row");
+        return ExitCode::FAILURE;
+    }
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
