@@ -108,7 +108,7 @@ pub fn compare() -> Result<String, String> {
     if let Some(what) = of_ours.first() {
         return Err(format!("restage's own reader accepts {} damages: {what}", of_ours.len()));
     }
-    let in_trailer = of_undrained.iter().filter(|what| what.contains("of byte")).last();
+    let in_trailer = of_undrained.iter().rfind(|what| what.contains("of byte"));
     match in_trailer {
         Some(what) => Ok(format!(
             "an undrained gzip accepts {} of {all} damages, and restage none: {what}",

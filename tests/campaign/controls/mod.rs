@@ -48,18 +48,17 @@ pub fn run(threads: usize) -> ExitCode {
         };
         let figures = explore::explore(case.as_ref(), REACH, threads);
         let seen = figures.violations.iter().find(|violation| violation.what.contains(said));
-        match seen {
-            Some(violation) => println!(
+        if let Some(violation) = seen {
+            println!(
                 "seen: {wrong:?} in `{name}`: {} violations in {} interrupted runs, {}: {}",
                 figures.violations.len(),
                 figures.runs(),
                 violation.path,
                 violation.what
-            ),
-            None => {
-                unseen += 1;
-                println!("NOT SEEN: {wrong:?} in `{name}`, in {} interrupted runs", figures.runs());
-            }
+            );
+        } else {
+            unseen += 1;
+            println!("NOT SEEN: {wrong:?} in `{name}`, in {} interrupted runs", figures.runs());
         }
     }
     // The same checks, and nothing wrong: what they say above is said of the mistake.

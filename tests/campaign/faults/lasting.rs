@@ -102,8 +102,8 @@ fn short(object: &str) -> &str {
 fn is_right(case: &str, broken: &Broken, story: &[(State, Next)]) -> Result<(), String> {
     use Next::{HoldForOperator, RetryNextBoot};
     let (retry, hold) = ((State::Unfinished, RetryNextBoot), (State::Unfinished, HoldForOperator));
-    let store = if case == "reset" { Device::Esp } else { Device::State };
-    let is_store = broken.device == store;
+    let progress_on = if case == "reset" { Device::Esp } else { Device::State };
+    let is_store = broken.device == progress_on;
     let is_done = |state: State| match case {
         "reset" => state == State::Done,
         _ => matches!(state, State::Window | State::RolledBack | State::Later),

@@ -94,7 +94,7 @@ pub fn with_another_label(disk: &Sectors) -> Sectors {
         .open_from_device(Cursor::new(&mut bytes))
         .unwrap();
     let mut partitions = table.partitions().clone();
-    partitions.get_mut(&1).unwrap().name = "another".to_owned();
+    "another".clone_into(&mut partitions.get_mut(&1).unwrap().name);
     table.update_partitions(partitions).unwrap();
     table.write().unwrap();
     Sectors::new(&bytes, 512)
