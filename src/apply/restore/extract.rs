@@ -111,7 +111,7 @@ pub fn into_new(
     let archive = machine.store.open(&name).map_err(failed)?;
     let archive = archive.ok_or_else(|| refused("it is not there".to_owned()))?;
     let made = machine.state.make(Place::New);
-    made.map_err(|error| refused(format!("cannot make a directory for it: {error}")))?;
+    made.map_err(|error| refused(format!("cannot make a directory for it: {}", chain(&error))))?;
     let state = machine.state.as_mut();
     let skip: &BTreeSet<SkipItem> = &request.skip;
     let mut directories = Vec::new();
@@ -136,7 +136,7 @@ fn unextracted(entry: &Entry, error: io::Error) -> io::Error {
     if matches!(error.get_ref(), Some(inner) if inner.is::<ReadError>()) {
         return error;
     }
-    io::Error::new(error.kind(), format!("cannot extract `{}`: {error}", entry.name))
+    io::Error::new(error.kind(), format!("cannot extract `{}`: {}", entry.name, chain(&error)))
 }
 
 /// What the extracted backup lacks: the files that stay, and the new state file. What was extracted
