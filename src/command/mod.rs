@@ -26,6 +26,15 @@ use crate::profile::Profile;
 /// The kernel's TPM device with its resource manager.
 const TPM_DEVICE: &str = "/dev/tpmrm0";
 
+/// Who works on the ESP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    /// The running OS, which passes over a directory that it cannot read.
+    Os,
+    /// The initrd, which does not.
+    Initrd,
+}
+
 /// How a command ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -56,19 +65,23 @@ impl Exit {
 }
 
 /// The disk and the ESP as the caller gave them.
-fn offline(place: &Place, profile: &Profile) -> Result<Machine> {
+fn offline(place: &Place, profile: &Profile, side: Side) -> Result<Machine> {
     let (Some(disk), Some(esp)) = (&place.disk, &place.esp) else {
         return Err(Error::new("--esp needs --disk: the ESP is checked against its disk"));
     };
     // What only makes sense on the running machine is left out of the facts, so it is not compared.
     let host = HostFacts { now: host::now(), ..HostFacts::default() };
-    let esp = open_esp(esp, profile)?;
+    let esp = open_esp(esp, profile, side)?;
     machine(disk, esp, place.tcti.as_deref(), None, host)
 }
 
-fn open_esp(path: &Path, profile: &Profile) -> Result<EspDirectory> {
-    EspDirectory::open(path, &profile.esp.directory)
-        .doing(|| format!("cannot open the ESP at {}", path.display()))
+fn open_esp(path: &Path, profile: &Profile, side: Side) -> Result<EspDirectory> {
+    let what = || format!("cannot open the ESP at {}", path.display());
+    let mut esp = EspDirectory::open(path, &profile.esp.directory).doing(what)?;
+    if side == Side::Os {
+        esp.pass_over_unreadable().doing(what)?;
+    }
+    Ok(esp)
 }
 
 /// The machine's disk and TPM, with the ESP that was opened already.
@@ -142,7 +155,7 @@ fn running(place: &Place, profile: &Profile) -> Result<(Machine, Option<Mounted>
         .ok_or_else(|| Error::new(what()).because(format!("{guid} has no device node")))?;
     let mounted = locate::mount(partition)
         .doing(|| format!("cannot mount the ESP {}", partition.display()))?;
-    let esp = open_esp(&mounted.path, profile)?;
+    let esp = open_esp(&mounted.path, profile, Side::Os)?;
     let tcti = place.tcti.as_deref();
     let mut machine = machine(&located.disk, esp, tcti, Some(Ppi::default()), host::facts())?;
     machine.other_tpm_volumes = locate::tpm_volumes_elsewhere(&located.disk)

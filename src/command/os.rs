@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::{Exit, offline, print_json, running};
+use super::{Exit, Side, offline, print_json, running};
 use crate::apply::restore;
 use crate::cli::{Cancel, FactoryReset, Place, Status};
 use crate::error::{Doing, Error, Refused, Result};
@@ -296,7 +296,7 @@ pub fn cancel(arguments: &Cancel) -> Result<Exit> {
 fn open(place: &Place) -> Result<(Machine, Option<Mounted>, Profile)> {
     let profile = Profile::load(place.profile.as_deref())?;
     if place.is_offline() {
-        return Ok((offline(place, &profile)?, None, profile));
+        return Ok((offline(place, &profile, Side::Os)?, None, profile));
     }
     let (machine, mounted) = running(place, &profile)?;
     Ok((machine, mounted, profile))
@@ -310,12 +310,13 @@ fn writable(
     profile: &Profile,
 ) -> Result<()> {
     let what = || "cannot write to the ESP".to_owned();
+    let path = mounted.map(|m| m.path.as_path()).or(place.esp.as_deref());
+    let path = path.ok_or_else(|| Error::new(what()))?;
+    let mut esp = super::open_esp(path, profile, Side::Os)?;
+    // After it was looked at: that may have made it read-only.
     if let Some(mounted) = mounted {
         mounted.make_writable().doing(what)?;
     }
-    let path = mounted.map(|m| m.path.as_path()).or(place.esp.as_deref());
-    let path = path.ok_or_else(|| Error::new(what()))?;
-    let mut esp = super::open_esp(path, profile)?;
     esp.lock().doing(what)?;
     machine.esp = Box::new(esp);
     Ok(())

@@ -28,8 +28,9 @@ impl FlagPlace {
     pub fn make_writable(&mut self, profile: &Profile) -> Result<()> {
         let what = || "cannot write to the ESP".to_owned();
         if let Some(mounted) = &self.mounted {
+            self.esp = super::open_esp(&mounted.path, profile, super::Side::Os)?;
+            // After it was looked at: that may have made it read-only.
             mounted.make_writable().doing(what)?;
-            self.esp = super::open_esp(&mounted.path, profile)?;
         }
         self.esp.lock().doing(what)
     }
@@ -127,7 +128,7 @@ fn flag_place(profile: &Profile) -> Result<FlagPlace> {
     let esp = boot_esp(profile)?;
     let mounted =
         locate::mount(&esp).doing(|| format!("cannot mount the ESP {}", esp.display()))?;
-    let esp = super::open_esp(&mounted.path, profile)?;
+    let esp = super::open_esp(&mounted.path, profile, super::Side::Os)?;
     Ok(FlagPlace { esp, mounted: Some(mounted) })
 }
 
@@ -143,9 +144,10 @@ pub fn at(place: &StatePlace, profile: &Profile) -> Result<Machine> {
 /// by hand, and no ESP.
 pub fn flags(place: &StatePlace, profile: &Profile) -> Result<Option<FlagPlace>> {
     match (&place.esp, &place.root) {
-        (Some(esp), _) => {
-            Ok(Some(FlagPlace { esp: super::open_esp(esp, profile)?, mounted: None }))
-        }
+        (Some(esp), _) => Ok(Some(FlagPlace {
+            esp: super::open_esp(esp, profile, super::Side::Os)?,
+            mounted: None,
+        })),
         (None, Some(_)) => Ok(None),
         (None, None) => flag_place(profile).map(Some),
     }

@@ -8,12 +8,30 @@ use super::directory::{self, Dir, Directory};
 use super::{Esp, Store};
 use crate::plan::check::matches;
 
+/// So many directories that cannot be read are passed over.
+const MAX_PASSED_OVER: usize = 9;
+
 /// An open ESP.
+///
+/// A directory on FAT is not made in one change: a power cut may leave its name, and nothing or old data
+/// where its first entries should be. Nothing can be done with such a one, and not every fsck mends it.
+/// So when restage's directory cannot be read, the OS passes it over: the next file is made in a new one
+/// with a number, `restage.1`. The one with the highest number is the one in use.
 pub struct EspDirectory {
     root: Dir,
+    /// The name of the one in use, or of the one that the first file makes.
     name: String,
-    /// restage's own directory; made when the first file is.
-    own: Option<Dir>,
+    own: Own,
+}
+
+/// restage's own directory.
+enum Own {
+    /// Not there; made when the first file is.
+    Absent,
+    /// There, and it cannot be read.
+    Unreadable(io::Error),
+    /// Here it is.
+    Open(Dir),
 }
 
 impl EspDirectory {
@@ -24,8 +42,42 @@ impl EspDirectory {
 
     /// The same on an open root.
     pub fn below(root: Dir, name: &str) -> io::Result<Self> {
-        let own = directory::open_at(root.as_ref(), name)?;
-        Ok(Self { root, name: name.to_owned(), own })
+        let mut used = name.to_owned();
+        for number in 1..=MAX_PASSED_OVER {
+            let candidate = numbered(name, number);
+            if root.look(candidate.as_ref())?.is_none() {
+                break;
+            }
+            used = candidate;
+        }
+        // Only the last one is listed: where it goes wrong, that may make the file system read-only.
+        let own = match directory::open_at(root.as_ref(), &used) {
+            Ok(None) => Own::Absent,
+            Ok(Some(found)) => match found.names() {
+                Ok(_) => Own::Open(found),
+                Err(error) => Own::Unreadable(error),
+            },
+            Err(error) => Own::Unreadable(error),
+        };
+        Ok(Self { root, name: used, own })
+    }
+
+    /// Where restage's directory cannot be read, goes on as if it were not there: the next file is made
+    /// in another one. Only for the running OS, which has something to put there; a boot must not take
+    /// a directory that it cannot read for one that is not there. Changes nothing yet.
+    pub fn pass_over_unreadable(&mut self) -> io::Result<()> {
+        let Own::Unreadable(error) = &self.own else { return Ok(()) };
+        let (name, number) = match self.name.rsplit_once('.') {
+            Some((name, number)) => (name, number.parse::<usize>().unwrap_or_default()),
+            None => (self.name.as_str(), 0),
+        };
+        if number >= MAX_PASSED_OVER {
+            return Err(again(error));
+        }
+        let next = numbered(name, number + 1);
+        log::warn!("{} on the ESP is passed over, for `{next}`: {error}", self.name);
+        (self.name, self.own) = (next, Own::Absent);
+        Ok(())
     }
 
     /// Takes the lock that keeps two restages apart, until this is dropped.
@@ -38,11 +90,19 @@ impl EspDirectory {
     }
 
     fn own(&mut self) -> io::Result<&dyn Directory> {
-        let own = match self.own.take() {
-            Some(own) => own,
-            None => directory::make(self.root.as_ref(), &self.name)?,
-        };
-        Ok(&**self.own.insert(own))
+        if let Own::Absent = self.own {
+            self.own = Own::Open(directory::make(self.root.as_ref(), &self.name)?);
+        }
+        self.there()?.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// restage's directory; none when it is not there.
+    fn there(&self) -> io::Result<Option<&dyn Directory>> {
+        match &self.own {
+            Own::Absent => Ok(None),
+            Own::Unreadable(error) => Err(again(error)),
+            Own::Open(own) => Ok(Some(own.as_ref())),
+        }
     }
 
     /// The directory that holds `path`, and its last component. None when it is not there.
@@ -59,6 +119,16 @@ impl EspDirectory {
     }
 }
 
+/// The name of restage's directory after so many that were passed over.
+fn numbered(name: &str, number: usize) -> String {
+    if number == 0 { name.to_owned() } else { format!("{name}.{number}") }
+}
+
+/// The same error once more.
+fn again(error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), error.to_string())
+}
+
 /// The names in a directory; one that is not UTF-8 is none that restage has given.
 fn names(directory: &dyn Directory) -> io::Result<Vec<String>> {
     let names = directory.names()?.into_iter();
@@ -67,14 +137,11 @@ fn names(directory: &dyn Directory) -> io::Result<Vec<String>> {
 
 impl Store for EspDirectory {
     fn names(&self) -> io::Result<Vec<String>> {
-        match &self.own {
-            None => Ok(Vec::new()),
-            Some(own) => names(own.as_ref()),
-        }
+        self.there()?.map_or(Ok(Vec::new()), names)
     }
 
     fn read(&self, name: &str, max_bytes: usize) -> io::Result<Option<Vec<u8>>> {
-        self.own.as_ref().map_or(Ok(None), |own| directory::read(own.as_ref(), name, max_bytes))
+        self.there()?.map_or(Ok(None), |own| directory::read(own, name, max_bytes))
     }
 
     fn create(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
@@ -82,7 +149,7 @@ impl Store for EspDirectory {
     }
 
     fn open(&self, name: &str) -> io::Result<Option<Box<dyn Read>>> {
-        let Some(own) = &self.own else { return Ok(None) };
+        let Some(own) = self.there()? else { return Ok(None) };
         Ok(own.file(name.as_ref())?.map(|file| file as Box<dyn Read>))
     }
 
@@ -95,11 +162,11 @@ impl Store for EspDirectory {
     }
 
     fn remove(&mut self, name: &str) -> io::Result<()> {
-        self.own.as_ref().map_or(Ok(()), |own| directory::remove(own.as_ref(), name))
+        self.there()?.map_or(Ok(()), |own| directory::remove(own, name))
     }
 
     fn shred(&mut self, name: &str) -> io::Result<()> {
-        self.own.as_ref().map_or(Ok(()), |own| directory::shred(own.as_ref(), name))
+        self.there()?.map_or(Ok(()), |own| directory::shred(own, name))
     }
 }
 
@@ -143,6 +210,28 @@ mod tests {
         assert_eq!(esp.names().unwrap(), ["0000000A.REQ"]);
         assert_eq!(esp.read("0000000A.REQ", 3).unwrap().unwrap(), b"abc");
         assert!(esp.read("0000000A.REQ", 2).is_err());
+    }
+
+    #[test]
+    fn one_that_cannot_be_read_is_passed_over_by_the_os_only() {
+        let (root, mut first) = esp();
+        // A directory that cannot be listed, for root too: a file.
+        fs::write(root.path().join("restage"), "").unwrap();
+        assert!(first.pass_over_unreadable().is_ok(), "it was not there when it was opened");
+        let open = || EspDirectory::open(root.path(), "restage").unwrap();
+        for next in ["restage.1", "restage.2"] {
+            let mut esp = open();
+            assert!(esp.names().is_err());
+            assert!(esp.read("0000000A.REQ", 3).is_err());
+            assert!(esp.mark("0000000A.REQ").is_err(), "a boot makes none");
+            esp.pass_over_unreadable().unwrap();
+            assert!(esp.names().unwrap().is_empty());
+            assert!(!root.path().join(next).exists());
+            esp.create("0000000A.REQ", b"abc").unwrap();
+            assert_eq!(open().names().unwrap(), ["0000000A.REQ"]);
+            fs::remove_dir_all(root.path().join(next)).unwrap();
+            fs::write(root.path().join(next), "").unwrap();
+        }
     }
 
     #[test]

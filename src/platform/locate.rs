@@ -5,11 +5,13 @@
 use std::ffi::CStr;
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::CWD;
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::mount::{FsPickFlags, MountFlags, MountPropagationFlags, UnmountFlags};
 use uuid::Uuid;
 
 use super::disk::OpenDisk;
@@ -233,11 +235,20 @@ fn flags(read_only: bool) -> MountFlags {
 
 impl Mounted {
     /// Makes it writable, when there is something to write.
+    ///
+    /// A mount of others stays as it is. But where its file system has gone read-only by itself, as FAT
+    /// does when it meets an entry that a power cut has left broken, it is made writable again.
     pub fn make_writable(&self) -> io::Result<()> {
-        if !self.own {
-            return Ok(());
+        if self.own {
+            return Ok(rustix::mount::mount_remount(&self.path, flags(false), MOUNT_OPTIONS)?);
         }
-        Ok(rustix::mount::mount_remount(&self.path, flags(false), MOUNT_OPTIONS)?)
+        if has_gone_read_only(&fs::read_to_string("/proc/self/mountinfo")?, &self.path) {
+            log::warn!("{} has gone read-only after an error; writable again", self.path.display());
+            let picked = rustix::mount::fspick(CWD, &self.path, FsPickFlags::FSPICK_CLOEXEC)?;
+            rustix::mount::fsconfig_set_flag(picked.as_fd(), "rw")?;
+            rustix::mount::fsconfig_reconfigure(picked.as_fd())?;
+        }
+        Ok(())
     }
 
     /// Unmounts what was mounted here; everything durable is durable without it.
@@ -260,6 +271,21 @@ fn mounted_at(mountinfo: &str, device: u64) -> Option<PathBuf> {
     })
 }
 
+/// Whether a mount that is for writing has a file system that is not.
+fn has_gone_read_only(mountinfo: &str, path: &Path) -> bool {
+    let is_read_only = |options: &str| options.split(',').any(|option| option == "ro");
+    // The last mount at a place is the one that is seen.
+    let line = mountinfo
+        .lines()
+        .rev()
+        .find(|line| line.split(' ').nth(4).is_some_and(|at| Path::new(&unescape(at)) == path));
+    line.is_some_and(|line| {
+        let (of_mount, of_file_system) = (line.split(' ').nth(5), line.rsplit(' ').next());
+        of_mount.is_some_and(|options| !is_read_only(options))
+            && of_file_system.is_some_and(is_read_only)
+    })
+}
+
 /// Blanks are octal in mountinfo.
 fn unescape(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
@@ -268,6 +294,21 @@ fn unescape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_system_that_went_read_only_is_not_one_that_was_mounted_so() {
+        let line = |of_mount: &str, of_file_system: &str| {
+            format!(
+                "21 1 8:1 / /boot\\040x {of_mount},relatime shared:2 - vfat /dev/sda1 {of_file_system},fmask=0077\n"
+            )
+        };
+        let gone = |text: &str| has_gone_read_only(text, Path::new("/boot x"));
+        assert!(gone(&line("rw", "ro")));
+        assert!(!gone(&line("ro", "ro")));
+        assert!(!gone(&line("rw", "rw")));
+        assert!(!gone(&[line("rw", "ro"), line("ro", "ro")].concat()));
+        assert!(!has_gone_read_only(&line("rw", "ro"), Path::new("/boot")));
+    }
 
     #[test]
     fn the_mount_of_the_device_is_found() {

@@ -48,7 +48,7 @@ pub struct Figures {
     pub checked: usize,
     /// Of these, with nothing done and nothing lost, but unusable until there was such a check.
     pub unreadable: usize,
-    /// Of those, unusable even after it.
+    /// Of those, with a directory that stays unusable: the OS has made another one.
     pub unusable: usize,
 }
 
@@ -260,7 +260,7 @@ fn recover(
     if is_checked {
         case.check_file_systems(rig)?;
     }
-    let (mut recording, mut waits) = (None, 0);
+    let (mut recording, mut waits, mut has_returned) = (None, 0, kept.has_returned);
     for boot in 0..MAX_BOOTS {
         let is_recorded = is_recorded && boot == 0;
         if is_recorded {
@@ -279,20 +279,23 @@ fn recover(
         match booted {
             Booted::Again => {}
             Booted::Unreadable(what) => {
-                if !case.may_wait_for_check(rig, kept.has_returned) {
+                if !case.may_wait_for_check(rig, has_returned) {
                     return Err(format!("it is not looked at: {what}"));
                 }
                 waits += 1;
                 if is_checked || waits > 1 {
                     // A directory on FAT that was cut while it was made, and that fsck.fat leaves as it
-                    // is: every boot goes on into the untouched system, and nothing can be staged.
-                    return Ok(Recovered { recording, is_unreadable: true, is_unusable: true });
+                    // is: every boot goes on into the untouched system, and the OS makes another one.
+                    case.stage_anew(rig)?;
+                    has_returned = true;
+                } else {
+                    case.check_file_systems(rig)?;
                 }
-                case.check_file_systems(rig)?;
             }
             Booted::Nothing { writes: 0 } => {
-                case.check_end(rig, kept.has_returned)?;
-                return Ok(Recovered { recording, is_unreadable: waits > 0, is_unusable: false });
+                case.check_end(rig, has_returned)?;
+                let is_unusable = has_returned && !kept.has_returned;
+                return Ok(Recovered { recording, is_unreadable: waits > 0, is_unusable });
             }
             Booted::Nothing { writes } => {
                 return Err(format!("a second run makes {writes} writes"));

@@ -198,7 +198,7 @@ fn report(arguments: &Arguments, verdicts: &[Verdict], distinct: usize, time: Du
     }
     for (name, all) in &figures {
         println!(
-            "{name:17} {:6} states of an interruption, {:6} of a second one; {:6} also after fsck; {:3} needed one, {} in vain",
+            "{name:17} {:6} states of an interruption, {:6} of a second one; {:6} also after fsck; {:3} needed one, {} another directory",
             all.once, all.twice, all.checked, all.unreadable, all.unusable
         );
     }

@@ -84,6 +84,12 @@ impl Rig {
         locate::mount(Path::new(ESP)).map_err(|error| format!("the ESP is not mounted: {error}"))
     }
 
+    /// The ESP that the OS has mounted, which may have gone read-only when it was looked at.
+    pub fn make_writable_in_os() -> Result<(), String> {
+        let mounted = locate::mount(Path::new(ESP)).map_err(said)?;
+        mounted.make_writable().map_err(|e| format!("the ESP stays read-only: {e}"))
+    }
+
     /// The ESP as the OS mounts it, for as long as `work` takes.
     pub fn in_os<T>(work: impl FnOnce(&Path) -> T) -> Result<T, String> {
         let at = Path::new(OS_ESP);

@@ -93,6 +93,9 @@ impl Case for Control {
     fn may_wait_for_check(&self, _rig: &Rig, _has_returned: bool) -> bool {
         false
     }
+    fn stage_anew(&self, _rig: &mut Rig) -> Result<(), String> {
+        Err("a control stages nothing".to_owned())
+    }
     fn check_end(&self, _rig: &mut Rig, has_returned: bool) -> Result<(), String> {
         let mounted = Rig::esp()?;
         let marker = Self::marker(&mounted.path);

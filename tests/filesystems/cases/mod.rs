@@ -50,6 +50,8 @@ pub trait Case {
     fn boot(&self, rig: &mut Rig) -> Result<Booted, String>;
     /// Whether it is right that nothing is done before the file systems have been checked.
     fn may_wait_for_check(&self, rig: &Rig, has_returned: bool) -> bool;
+    /// The OS asks for it once more, where restage's directory on the ESP cannot be read.
+    fn stage_anew(&self, rig: &mut Rig) -> Result<(), String>;
     /// Where a block of 4096 bytes is written as a whole or not at all: ext4 cannot be mounted with half
     /// a superblock or half a commit block. Elsewhere writes are torn at 512 bytes.
     fn written_whole(&self) -> Range<usize> {

@@ -104,10 +104,17 @@ impl Lab {
         EspDirectory::open(root, &self.profile.esp.directory).map_err(said)
     }
 
+    fn open_esp_in_os(&self, root: &Path) -> Result<EspDirectory, String> {
+        let mut esp = self.open_esp(root)?;
+        esp.pass_over_unreadable().map_err(said)?;
+        Rig::make_writable_in_os()?;
+        Ok(esp)
+    }
+
     /// What `restage factory-reset` does.
     fn stage(&self, rig: &Rig) -> Result<(), String> {
         Rig::in_os(|at| {
-            let mut machine = Self::machine(rig, self.open_esp(at)?)?;
+            let mut machine = Self::machine(rig, self.open_esp_in_os(at)?)?;
             let json = serde_json::value::RawValue::from_string("{\"a\":1}".to_owned()).unwrap();
             let ask = Ask { seeds: [("incus".to_owned(), json)].into(), ..Ask::default() };
             let prepared = stage::prepare(&mut machine, &self.profile, ask)
@@ -124,7 +131,7 @@ impl Lab {
     /// What `restage cancel` does.
     fn cancel(&self, rig: &Rig) -> Result<(), String> {
         Rig::in_os(|at| {
-            let mut esp = self.open_esp(at)?;
+            let mut esp = self.open_esp_in_os(at)?;
             stage::cancel(&mut esp, NOW).map_err(|error| error.chain())?;
             rig.medium.change(|beside| beside.has_returned = true);
             Ok(())
@@ -284,6 +291,9 @@ impl Case for ResetCase {
     }
     fn may_wait_for_check(&self, rig: &Rig, has_returned: bool) -> bool {
         !has_returned && self.lab.is_untouched(rig)
+    }
+    fn stage_anew(&self, rig: &mut Rig) -> Result<(), String> {
+        self.lab.stage(rig)
     }
     fn check_end(&self, rig: &mut Rig, has_returned: bool) -> Result<(), String> {
         let allowed = if has_returned { &self.outcomes[..1] } else { &self.outcomes[..] };

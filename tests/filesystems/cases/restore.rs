@@ -260,7 +260,11 @@ impl Lab {
     }
 
     fn flags(&self, esp: &Path) -> Result<EspDirectory, String> {
-        EspDirectory::open(esp, &self.profile.esp.directory).map_err(said)
+        let mut esp = EspDirectory::open(esp, &self.profile.esp.directory).map_err(said)?;
+        // The OS, not the initrd.
+        esp.pass_over_unreadable().map_err(said)?;
+        Rig::make_writable_in_os()?;
+        Ok(esp)
     }
 
     /// What `restage confirm` does in a system that is healthy.
@@ -309,9 +313,7 @@ impl Lab {
 
     fn tidy(&self, rig: &Rig, machine: &Machine) -> Result<Booted, String> {
         Rig::in_os(|esp| {
-            let Ok(mut flags) = self.flags(esp) else {
-                return Ok(Booted::Unreadable("the flags".to_owned()));
-            };
+            let mut flags = self.flags(esp)?;
             let had_flags = !flags.names().map_err(said)?.is_empty();
             stage_restore::tidy_flags(machine.store.as_ref(), &mut flags).map_err(chain)?;
             if had_flags {
@@ -494,9 +496,12 @@ impl Case for RestoreCase {
     fn boot(&self, rig: &mut Rig) -> Result<Booted, String> {
         self.lab.boot(rig, self.ends())
     }
-    fn may_wait_for_check(&self, _rig: &Rig, has_returned: bool) -> bool {
-        // The flags, whose directory was about to be made; nothing but staging needs it.
-        !has_returned && self.work == Work::Stage
+    fn may_wait_for_check(&self, _rig: &Rig, _has_returned: bool) -> bool {
+        // Only the flags are on FAT, and the OS passes over a directory of theirs that cannot be read.
+        false
+    }
+    fn stage_anew(&self, rig: &mut Rig) -> Result<(), String> {
+        self.lab.stage(rig)
     }
     fn written_whole(&self) -> Range<usize> {
         self.lab.layout.places[VOLUMES[1]].clone()
