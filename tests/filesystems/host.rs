@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::Arguments;
 use crate::explore::{Figures, Verdict, Violation};
+use crate::figures::{Operation, Tried};
 use crate::inside::Task;
 
 /// A kernel that says nothing for so long hangs.
@@ -205,6 +206,11 @@ fn report(arguments: &Arguments, verdicts: &[Verdict], distinct: usize, time: Du
     if arguments.controls {
         return are_controlled(figures.keys(), verdicts);
     }
+    if let Some(path) = &arguments.figures {
+        let operations = figures.iter().map(|(name, all)| operation(name, all)).collect();
+        let layer = "On real file systems".to_owned();
+        Tried { layer, unit: "states of the disk".to_owned(), operations }.store(path);
+    }
     let violations: Vec<&Violation> = verdicts.iter().flat_map(|v| &v.violations).collect();
     for violation in &violations {
         println!("VIOLATION {}: {}", violation.path, violation.what);
@@ -216,6 +222,20 @@ fn report(arguments: &Arguments, verdicts: &[Verdict], distinct: usize, time: Du
         println!("fewer than the {} that there must be", arguments.at_least);
     }
     violations.is_empty() && is_enough
+}
+
+/// What was done, for the README.
+fn operation(name: &str, all: &Figures) -> Operation {
+    let steps = [("the operation", all.once), ("its recovery", all.twice)];
+    let outcomes = [
+        ("also after a check of the file systems", all.checked),
+        ("with another directory", all.unusable),
+    ];
+    let counts = |counts: [(&str, usize); 2]| {
+        let there = counts.into_iter().filter(|(_, count)| *count > 0);
+        there.map(|(name, count)| (name.to_owned(), count)).collect()
+    };
+    Operation { name: name.to_owned(), steps: counts(steps), outcomes: counts(outcomes) }
 }
 
 /// Whether what is wrong was seen to be wrong, and what is right was not.

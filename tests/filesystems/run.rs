@@ -14,6 +14,9 @@
 
 mod cases;
 mod explore;
+#[path = "../campaign/figures.rs"]
+#[allow(dead_code, reason = "others read them")]
+mod figures;
 mod guest;
 mod host;
 mod image;
@@ -49,6 +52,9 @@ pub struct Arguments {
     /// One in so many states is also followed with a check of the file systems before us.
     #[arg(long, default_value_t = 1)]
     pub fsck: u64,
+    /// Leave the figures in this file, for `restage-figures`.
+    #[arg(long)]
+    pub figures: Option<PathBuf>,
     /// At least so many distinct states, or it has failed.
     #[arg(long, default_value_t = 0)]
     pub at_least: usize,
