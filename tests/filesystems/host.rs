@@ -92,7 +92,9 @@ fn start(task: &Task, arguments: &Arguments) -> Result<Kernel, String> {
     let nonce = format!("{}-{task}", std::process::id());
     let verdict = arguments.directory.join(format!("{task}.verdict"));
     let directory = arguments.directory.display();
-    let mut command = Command::new(arguments.linux.join("usr/bin/linux.uml"));
+    // It ends with us, however we end.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(arguments.linux.join("usr/bin/linux.uml"));
     // For processors with more vector registers than this kernel knows of.
     command.env("LD_PRELOAD", arguments.linux.join("xstate.so"));
     command.args([MEMORY, "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw", "gpt"]);
