@@ -76,12 +76,12 @@ fn offline(place: &Place, profile: &Profile, side: Side) -> Result<Machine> {
 }
 
 fn open_esp(path: &Path, profile: &Profile, side: Side) -> Result<EspDirectory> {
-    let what = || format!("cannot open the ESP at {}", path.display());
-    let mut esp = EspDirectory::open(path, &profile.esp.directory).doing(what)?;
-    if side == Side::Os {
-        esp.pass_over_unreadable().doing(what)?;
-    }
-    Ok(esp)
+    let open = match side {
+        Side::Os => EspDirectory::open_in_os,
+        Side::Initrd => EspDirectory::open,
+    };
+    open(path, &profile.esp.directory)
+        .doing(|| format!("cannot open the ESP at {}", path.display()))
 }
 
 /// The machine's disk and TPM, with the ESP that was opened already.

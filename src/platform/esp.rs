@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::directory::{self, Dir, Directory};
 use super::{Esp, Store};
+use crate::error::chain;
 use crate::plan::check::matches;
 
 /// So many directories that cannot be read are passed over.
@@ -21,17 +22,8 @@ pub struct EspDirectory {
     root: Dir,
     /// The name of the one in use, or of the one that the first file makes.
     name: String,
-    own: Own,
-}
-
-/// restage's own directory.
-enum Own {
-    /// Not there; made when the first file is.
-    Absent,
-    /// There, and it cannot be read.
-    Unreadable(io::Error),
-    /// Here it is.
-    Open(Dir),
+    /// restage's own directory; made when the first file is.
+    own: Option<Dir>,
 }
 
 impl EspDirectory {
@@ -42,42 +34,31 @@ impl EspDirectory {
 
     /// The same on an open root.
     pub fn below(root: Dir, name: &str) -> io::Result<Self> {
-        let mut used = name.to_owned();
-        for number in 1..=MAX_PASSED_OVER {
-            let candidate = numbered(name, number);
-            if root.look(candidate.as_ref())?.is_none() {
-                break;
-            }
-            used = candidate;
-        }
-        // Only the last one is listed: where it goes wrong, that may make the file system read-only.
-        let own = match directory::open_at(root.as_ref(), &used) {
-            Ok(None) => Own::Absent,
-            Ok(Some(found)) => match found.names() {
-                Ok(_) => Own::Open(found),
-                Err(error) => Own::Unreadable(error),
-            },
-            Err(error) => Own::Unreadable(error),
-        };
-        Ok(Self { root, name: used, own })
+        let name = numbered(name, in_use(root.as_ref(), name)?);
+        let own = directory::open_at(root.as_ref(), &name)?;
+        Ok(Self { root, name, own })
     }
 
-    /// Where restage's directory cannot be read, goes on as if it were not there: the next file is made
-    /// in another one. Only for the running OS, which has something to put there; a boot must not take
-    /// a directory that it cannot read for one that is not there. Changes nothing yet.
-    pub fn pass_over_unreadable(&mut self) -> io::Result<()> {
-        let Own::Unreadable(error) = &self.own else { return Ok(()) };
-        let (name, number) = match self.name.rsplit_once('.') {
-            Some((name, number)) => (name, number.parse::<usize>().unwrap_or_default()),
-            None => (self.name.as_str(), 0),
-        };
-        if number >= MAX_PASSED_OVER {
-            return Err(again(error));
+    /// The same for the running OS, which has something to put there: where restage's directory cannot
+    /// be read, it is as if it were not there, and the next file is made in another one. A boot must
+    /// not take what it cannot read for what is not there. Changes nothing yet.
+    pub fn open_in_os(root: &Path, name: &str) -> io::Result<Self> {
+        let root = directory::open(root)?;
+        let number = in_use(root.as_ref(), name)?;
+        let used = numbered(name, number);
+        let opened = directory::open_at(root.as_ref(), &used).and_then(|own| {
+            own.as_ref().map(|own| own.names()).transpose()?;
+            Ok(own)
+        });
+        match opened {
+            Ok(own) => Ok(Self { root, name: used, own }),
+            Err(error) if number < MAX_PASSED_OVER => {
+                let next = numbered(name, number + 1);
+                log::warn!("`{next}` will be used instead of `{used}`: {}", chain(&error));
+                Ok(Self { root, name: next, own: None })
+            }
+            Err(error) => Err(error),
         }
-        let next = numbered(name, number + 1);
-        log::warn!("{} on the ESP is passed over, for `{next}`: {error}", self.name);
-        (self.name, self.own) = (next, Own::Absent);
-        Ok(())
     }
 
     /// Takes the lock that keeps two restages apart, until this is dropped.
@@ -90,19 +71,11 @@ impl EspDirectory {
     }
 
     fn own(&mut self) -> io::Result<&dyn Directory> {
-        if let Own::Absent = self.own {
-            self.own = Own::Open(directory::make(self.root.as_ref(), &self.name)?);
-        }
-        self.there()?.ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-
-    /// restage's directory; none when it is not there.
-    fn there(&self) -> io::Result<Option<&dyn Directory>> {
-        match &self.own {
-            Own::Absent => Ok(None),
-            Own::Unreadable(error) => Err(again(error)),
-            Own::Open(own) => Ok(Some(own.as_ref())),
-        }
+        let own = match self.own.take() {
+            Some(own) => own,
+            None => directory::make(self.root.as_ref(), &self.name)?,
+        };
+        Ok(&**self.own.insert(own))
     }
 
     /// The directory that holds `path`, and its last component. None when it is not there.
@@ -124,9 +97,15 @@ fn numbered(name: &str, number: usize) -> String {
     if number == 0 { name.to_owned() } else { format!("{name}.{number}") }
 }
 
-/// The same error once more.
-fn again(error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), error.to_string())
+/// How many were passed over. They are not opened: to look into a broken one may make the file system
+/// read-only.
+fn in_use(root: &dyn Directory, name: &str) -> io::Result<usize> {
+    for number in 0..MAX_PASSED_OVER {
+        if root.look(numbered(name, number + 1).as_ref())?.is_none() {
+            return Ok(number);
+        }
+    }
+    Ok(MAX_PASSED_OVER)
 }
 
 /// The names in a directory; one that is not UTF-8 is none that restage has given.
@@ -137,11 +116,11 @@ fn names(directory: &dyn Directory) -> io::Result<Vec<String>> {
 
 impl Store for EspDirectory {
     fn names(&self) -> io::Result<Vec<String>> {
-        self.there()?.map_or(Ok(Vec::new()), names)
+        self.own.as_ref().map_or(Ok(Vec::new()), |own| names(own.as_ref()))
     }
 
     fn read(&self, name: &str, max_bytes: usize) -> io::Result<Option<Vec<u8>>> {
-        self.there()?.map_or(Ok(None), |own| directory::read(own, name, max_bytes))
+        self.own.as_ref().map_or(Ok(None), |own| directory::read(own.as_ref(), name, max_bytes))
     }
 
     fn create(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
@@ -149,7 +128,7 @@ impl Store for EspDirectory {
     }
 
     fn open(&self, name: &str) -> io::Result<Option<Box<dyn Read>>> {
-        let Some(own) = self.there()? else { return Ok(None) };
+        let Some(own) = &self.own else { return Ok(None) };
         Ok(own.file(name.as_ref())?.map(|file| file as Box<dyn Read>))
     }
 
@@ -162,11 +141,11 @@ impl Store for EspDirectory {
     }
 
     fn remove(&mut self, name: &str) -> io::Result<()> {
-        self.there()?.map_or(Ok(()), |own| directory::remove(own, name))
+        self.own.as_ref().map_or(Ok(()), |own| directory::remove(own.as_ref(), name))
     }
 
     fn shred(&mut self, name: &str) -> io::Result<()> {
-        self.there()?.map_or(Ok(()), |own| directory::shred(own, name))
+        self.own.as_ref().map_or(Ok(()), |own| directory::shred(own.as_ref(), name))
     }
 }
 
@@ -214,21 +193,17 @@ mod tests {
 
     #[test]
     fn one_that_cannot_be_read_is_passed_over_by_the_os_only() {
-        let (root, mut first) = esp();
-        // A directory that cannot be listed, for root too: a file.
+        let (root, _) = esp();
+        // A directory that cannot be opened, for root too: a file.
         fs::write(root.path().join("restage"), "").unwrap();
-        assert!(first.pass_over_unreadable().is_ok(), "it was not there when it was opened");
-        let open = || EspDirectory::open(root.path(), "restage").unwrap();
+        let open = || EspDirectory::open(root.path(), "restage");
         for next in ["restage.1", "restage.2"] {
-            let mut esp = open();
-            assert!(esp.names().is_err());
-            assert!(esp.read("0000000A.REQ", 3).is_err());
-            assert!(esp.mark("0000000A.REQ").is_err(), "a boot makes none");
-            esp.pass_over_unreadable().unwrap();
+            assert!(open().is_err(), "a boot passes over nothing");
+            let mut esp = EspDirectory::open_in_os(root.path(), "restage").unwrap();
             assert!(esp.names().unwrap().is_empty());
             assert!(!root.path().join(next).exists());
             esp.create("0000000A.REQ", b"abc").unwrap();
-            assert_eq!(open().names().unwrap(), ["0000000A.REQ"]);
+            assert_eq!(open().unwrap().names().unwrap(), ["0000000A.REQ"]);
             fs::remove_dir_all(root.path().join(next)).unwrap();
             fs::write(root.path().join(next), "").unwrap();
         }

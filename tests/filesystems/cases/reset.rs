@@ -105,8 +105,7 @@ impl Lab {
     }
 
     fn open_esp_in_os(&self, root: &Path) -> Result<EspDirectory, String> {
-        let mut esp = self.open_esp(root)?;
-        esp.pass_over_unreadable().map_err(said)?;
+        let esp = EspDirectory::open_in_os(root, &self.profile.esp.directory).map_err(said)?;
         Rig::make_writable_in_os()?;
         Ok(esp)
     }

@@ -260,9 +260,7 @@ impl Lab {
     }
 
     fn flags(&self, esp: &Path) -> Result<EspDirectory, String> {
-        let mut esp = EspDirectory::open(esp, &self.profile.esp.directory).map_err(said)?;
-        // The OS, not the initrd.
-        esp.pass_over_unreadable().map_err(said)?;
+        let esp = EspDirectory::open_in_os(esp, &self.profile.esp.directory).map_err(said)?;
         Rig::make_writable_in_os()?;
         Ok(esp)
     }
