@@ -51,10 +51,20 @@ const SYNCING: [&str; 5] = [
 ];
 
 /// What nothing here can see, and why.
-const UNSEEN: [(&str, &str); 1] = [(
-    "directory::open_at(parent.as_ref(), name)?.ok_or_else(missing)?.sync()",
-    "attributes of directories: the model has none",
-)];
+const UNSEEN: [(&str, &str); 3] = [
+    (
+        "directory::open_at(parent.as_ref(), name)?.ok_or_else(missing)?.sync()",
+        "attributes of directories: the model has none",
+    ),
+    (
+        "directory::open_at(directory, &temporary)?.ok_or_else(missing)?.sync()?;",
+        "attributes of directories: the model has none",
+    ),
+    (
+        "if place == Place::New { Ok(()) } else { directory.sync() }",
+        "directories and links in a state: the model's is flat",
+    ),
+];
 
 /// Name, file, what stands there, what shall stand there.
 const BROKEN: [(&str, &str, &str, &str); 10] = [
