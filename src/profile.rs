@@ -250,8 +250,9 @@ impl Profile {
                 && is_plain_name(&last.replacen('*', "x", 1));
             // FAT does not tell upper from lower case.
             let first = components.first().map(|c| c.to_ascii_lowercase()).unwrap_or_default();
-            let ours =
-                crate::plan::check::matches(&first, &self.esp.directory.to_ascii_lowercase());
+            let own = self.esp.directory.to_ascii_lowercase();
+            let ours = crate::platform::esp::names_in_use(&own)
+                .any(|own| crate::plan::check::matches(&first, &own));
             if !plain || ours {
                 return Err(format!("field `esp`: the path `{path}` may not be removed"));
             }

@@ -315,7 +315,7 @@ pub fn set_aside(
         ended = journal::finish(store, &report, &console::recorded());
     }
     if ended.is_err() {
-        // No room for a report: then at least the request must go.
+        // No report: then at least the request must go.
         store.remove(&name).doing(|| format!("cannot remove {name}"))?;
     }
     ended

@@ -28,11 +28,11 @@ const TPM_DEVICE: &str = "/dev/tpmrm0";
 
 /// Who works on the ESP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
-    /// The running OS, which passes over a directory that it cannot read.
-    Os,
-    /// The initrd, which does not.
-    Initrd,
+pub enum Side {
+    /// Who has a request to put there, and passes over a directory that is broken.
+    Stager,
+    /// Who looks at what there is, or carries it out.
+    Reader,
 }
 
 /// How a command ends.
@@ -77,8 +77,8 @@ fn offline(place: &Place, profile: &Profile, side: Side) -> Result<Machine> {
 
 fn open_esp(path: &Path, profile: &Profile, side: Side) -> Result<EspDirectory> {
     let open = match side {
-        Side::Os => EspDirectory::open_in_os,
-        Side::Initrd => EspDirectory::open,
+        Side::Stager => EspDirectory::on_esp_to_stage,
+        Side::Reader => EspDirectory::on_esp,
     };
     open(path, &profile.esp.directory)
         .doing(|| format!("cannot open the ESP at {}", path.display()))
@@ -129,7 +129,7 @@ fn esp_guid(profile: &Profile) -> Option<uuid::Uuid> {
 }
 
 /// The running machine, opened for looking and staging: the disk is read only.
-fn running(place: &Place, profile: &Profile) -> Result<(Machine, Option<Mounted>)> {
+fn running(place: &Place, profile: &Profile, side: Side) -> Result<(Machine, Option<Mounted>)> {
     let what = || "cannot find the ESP that this machine was booted from".to_owned();
     let guid = esp_guid(profile).ok_or_else(|| {
         Error::new(what()).because(
@@ -155,7 +155,7 @@ fn running(place: &Place, profile: &Profile) -> Result<(Machine, Option<Mounted>
         .ok_or_else(|| Error::new(what()).because(format!("{guid} has no device node")))?;
     let mounted = locate::mount(partition)
         .doing(|| format!("cannot mount the ESP {}", partition.display()))?;
-    let esp = open_esp(&mounted.path, profile, Side::Os)?;
+    let esp = open_esp(&mounted.path, profile, side)?;
     let tcti = place.tcti.as_deref();
     let mut machine = machine(&located.disk, esp, tcti, Some(Ppi::default()), host::facts())?;
     machine.other_tpm_volumes = locate::tpm_volumes_elsewhere(&located.disk)

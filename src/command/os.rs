@@ -32,7 +32,7 @@ pub fn factory_reset(arguments: &FactoryReset) -> Result<Exit> {
         Ok(options) => options,
         Err(refused) => return refuse(&refused, arguments.json),
     };
-    let (mut machine, mounted, profile) = open(&arguments.place)?;
+    let (mut machine, mounted, profile) = open(&arguments.place, Side::Stager)?;
     let ask = reset::Ask {
         allow_tpm_reset_failure: options.allow_tpm_reset_failure,
         wipe_existing_seeds: options.wipe_existing_seeds,
@@ -70,7 +70,7 @@ pub fn factory_reset(arguments: &FactoryReset) -> Result<Exit> {
     {
         return refuse(&refused, arguments.json);
     }
-    writable(&mut machine, mounted.as_ref(), &arguments.place, &profile)?;
+    writable(&mut machine, mounted.as_ref(), &arguments.place, &profile, Side::Stager)?;
     // Looked at again under the lock: another one may have been faster.
     if let Err(refused) = stage::room(machine.esp.as_ref(), present)? {
         return refuse(&refused, arguments.json);
@@ -115,7 +115,7 @@ pub fn status(arguments: &Status) -> Result<Exit> {
     console::start(Sink::Terminal);
     let profile = Profile::load(arguments.place.profile.as_deref())?;
     let is_only_root = arguments.place.is_only_root();
-    let machine = if is_only_root { None } else { Some(open(&arguments.place)?) };
+    let machine = if is_only_root { None } else { Some(open(&arguments.place, Side::Reader)?) };
     let esp = machine.as_ref().map(|(machine, _, _)| machine.esp.as_ref());
     let mut status = match esp {
         Some(esp) => stage::status(esp)?,
@@ -265,7 +265,7 @@ pub fn cancel(arguments: &Cancel) -> Result<Exit> {
         }
     }
     if !arguments.place.is_only_root() {
-        let (mut machine, mounted, profile) = open(&arguments.place)?;
+        let (mut machine, mounted, profile) = open(&arguments.place, Side::Reader)?;
         let found = find::look(machine.esp.as_ref())?;
         if let Some(stem) = found.committed.first() {
             let reason =
@@ -273,7 +273,7 @@ pub fn cancel(arguments: &Cancel) -> Result<Exit> {
             return refuse(&Refused::because(reason), arguments.json);
         }
         if !found.staged.is_empty() || !found.flags.is_empty() {
-            writable(&mut machine, mounted.as_ref(), &arguments.place, &profile)?;
+            writable(&mut machine, mounted.as_ref(), &arguments.place, &profile, Side::Reader)?;
             ids.extend(stage::cancel(machine.esp.as_mut(), host::now())?);
         }
         if let Some(restores) = restores(&arguments.place, &profile)?
@@ -293,12 +293,12 @@ pub fn cancel(arguments: &Cancel) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn open(place: &Place) -> Result<(Machine, Option<Mounted>, Profile)> {
+fn open(place: &Place, side: Side) -> Result<(Machine, Option<Mounted>, Profile)> {
     let profile = Profile::load(place.profile.as_deref())?;
     if place.is_offline() {
-        return Ok((offline(place, &profile, Side::Os)?, None, profile));
+        return Ok((offline(place, &profile, side)?, None, profile));
     }
-    let (machine, mounted) = running(place, &profile)?;
+    let (machine, mounted) = running(place, &profile, side)?;
     Ok((machine, mounted, profile))
 }
 
@@ -308,11 +308,12 @@ fn writable(
     mounted: Option<&Mounted>,
     place: &Place,
     profile: &Profile,
+    side: Side,
 ) -> Result<()> {
     let what = || "cannot write to the ESP".to_owned();
     let path = mounted.map(|m| m.path.as_path()).or(place.esp.as_deref());
     let path = path.ok_or_else(|| Error::new(what()))?;
-    let mut esp = super::open_esp(path, profile, Side::Os)?;
+    let mut esp = super::open_esp(path, profile, side)?;
     // After it was looked at: that may have made it read-only.
     if let Some(mounted) = mounted {
         mounted.make_writable().doing(what)?;

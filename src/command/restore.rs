@@ -10,7 +10,7 @@ use serde_json::json;
 use super::backup::open_backup;
 use super::os::{confirm as ask, print, reboot, refuse};
 use super::state::{self, FlagPlace};
-use super::{Exit, print_json};
+use super::{Exit, Side, print_json};
 use crate::apply::restore::probe::Trial;
 use crate::apply::restore::{self as operation, Machine, Restored, state_of};
 use crate::cli;
@@ -51,7 +51,7 @@ pub fn restore(arguments: &cli::Restore) -> Result<Exit> {
         }
         return Ok(Exit::Done);
     }
-    let mut flags = state::flags(&arguments.place, &profile)?;
+    let mut flags = state::flags(&arguments.place, &profile, Side::Stager)?;
     if let Err(refused) = room(&machine, flags.as_ref(), arguments.replace)? {
         return refuse(&refused, arguments.json);
     }
@@ -203,7 +203,7 @@ pub fn confirm(arguments: &cli::Confirm) -> Result<Exit> {
 }
 
 fn tidy_flags(machine: &Machine, place: &cli::StatePlace, profile: &Profile) -> Result<()> {
-    let Some(mut flags) = state::flags(place, profile)? else { return Ok(()) };
+    let Some(mut flags) = state::flags(place, profile, Side::Reader)? else { return Ok(()) };
     flags.make_writable(profile)?;
     stage_restore::tidy_flags(machine.store.as_ref(), &mut flags.esp)
 }

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::Side;
 use crate::apply::restore::{Machine, state_of};
 use crate::cli::StatePlace;
 use crate::error::{Doing, Error, Result};
@@ -21,6 +22,7 @@ pub struct FlagPlace {
     /// restage's directory on it.
     pub esp: EspDirectory,
     mounted: Option<Mounted>,
+    side: Side,
 }
 
 impl FlagPlace {
@@ -28,7 +30,7 @@ impl FlagPlace {
     pub fn make_writable(&mut self, profile: &Profile) -> Result<()> {
         let what = || "cannot write to the ESP".to_owned();
         if let Some(mounted) = &self.mounted {
-            self.esp = super::open_esp(&mounted.path, profile, super::Side::Os)?;
+            self.esp = super::open_esp(&mounted.path, profile, self.side)?;
             // After it was looked at: that may have made it read-only.
             mounted.make_writable().doing(what)?;
         }
@@ -124,12 +126,12 @@ pub fn running(root: &Path, profile: &Profile) -> Result<Machine> {
 }
 
 /// The ESP that the machine was booted from.
-fn flag_place(profile: &Profile) -> Result<FlagPlace> {
+fn flag_place(profile: &Profile, side: Side) -> Result<FlagPlace> {
     let esp = boot_esp(profile)?;
     let mounted =
         locate::mount(&esp).doing(|| format!("cannot mount the ESP {}", esp.display()))?;
-    let esp = super::open_esp(&mounted.path, profile, super::Side::Os)?;
-    Ok(FlagPlace { esp, mounted: Some(mounted) })
+    let esp = super::open_esp(&mounted.path, profile, side)?;
+    Ok(FlagPlace { esp, mounted: Some(mounted), side })
 }
 
 /// Where the arguments say, else the running machine.
@@ -142,14 +144,14 @@ pub fn at(place: &StatePlace, profile: &Profile) -> Result<Machine> {
 
 /// Where the flags are: as the arguments say, else on the ESP of this boot. None when a root was given
 /// by hand, and no ESP.
-pub fn flags(place: &StatePlace, profile: &Profile) -> Result<Option<FlagPlace>> {
+pub fn flags(place: &StatePlace, profile: &Profile, side: Side) -> Result<Option<FlagPlace>> {
     match (&place.esp, &place.root) {
-        (Some(esp), _) => Ok(Some(FlagPlace {
-            esp: super::open_esp(esp, profile, super::Side::Os)?,
-            mounted: None,
-        })),
+        (Some(esp), _) => {
+            let esp = super::open_esp(esp, profile, side)?;
+            Ok(Some(FlagPlace { esp, mounted: None, side }))
+        }
         (None, Some(_)) => Ok(None),
-        (None, None) => flag_place(profile).map(Some),
+        (None, None) => flag_place(profile, side).map(Some),
     }
 }
 

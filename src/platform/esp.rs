@@ -3,21 +3,26 @@
 
 use std::io::{self, Read};
 use std::path::Path;
+use std::time::Duration;
 
 use super::directory::{self, Dir, Directory};
 use super::{Esp, Store};
-use crate::error::chain;
+use crate::error::{chain, system_error};
 use crate::plan::check::matches;
 
 /// So many directories that cannot be read are passed over.
 const MAX_PASSED_OVER: usize = 9;
+/// What the kernel says of a directory that is broken, and not of one that it cannot read just now.
+const BROKEN: [i32; 3] = [libc::EIO, libc::ENOTDIR, libc::EUCLEAN];
+/// An error that is gone after so long was none of the directory's.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
 
-/// An open ESP.
+/// An open ESP, or another directory that holds one of restage's own.
 ///
 /// A directory on FAT is not made in one change: a power cut may leave its name, and nothing or old data
 /// where its first entries should be. Nothing can be done with such a one, and not every fsck mends it.
-/// So when restage's directory cannot be read, the OS passes it over: the next file is made in a new one
-/// with a number, `restage.1`. The one with the highest number is the one in use.
+/// So whoever stages a request passes over a directory on the ESP that cannot be read, and the next file
+/// is made in a new one with a number, `restage.1`. The one with the highest number is the one in use.
 pub struct EspDirectory {
     root: Dir,
     /// The name of the one in use, or of the one that the first file makes.
@@ -27,35 +32,51 @@ pub struct EspDirectory {
 }
 
 impl EspDirectory {
-    /// Opens the ESP at `root`; `name` is restage's directory on it.
+    /// Opens `root`, and restage's directory `name` in it.
     pub fn open(root: &Path, name: &str) -> io::Result<Self> {
         Self::below(directory::open(root)?, name)
     }
 
     /// The same on an open root.
     pub fn below(root: Dir, name: &str) -> io::Result<Self> {
-        let name = numbered(name, in_use(root.as_ref(), name)?);
-        let own = directory::open_at(root.as_ref(), &name)?;
-        Ok(Self { root, name, own })
+        let own = directory::open_at(root.as_ref(), name)?;
+        Ok(Self { root, name: name.to_owned(), own })
     }
 
-    /// The same for the running OS, which has something to put there: where restage's directory cannot
-    /// be read, it is as if it were not there, and the next file is made in another one. A boot must
-    /// not take what it cannot read for what is not there. Changes nothing yet.
-    pub fn open_in_os(root: &Path, name: &str) -> io::Result<Self> {
+    /// Opens the ESP at `root`; of restage's directories on it, which begin with `name`, the one in use.
+    pub fn on_esp(root: &Path, name: &str) -> io::Result<Self> {
         let root = directory::open(root)?;
-        let number = in_use(root.as_ref(), name)?;
+        let name = numbered(name, in_use(root.as_ref(), name));
+        Self::below(root, &name)
+    }
+
+    /// The same for who has something to put there: where restage's directory is broken, it is as if
+    /// it were not there, and the next file is made in another one. Nobody else may take what he
+    /// cannot read for what is not there. Changes nothing yet.
+    pub fn on_esp_to_stage(root: &Path, name: &str) -> io::Result<Self> {
+        let at = directory::open(root)?;
+        let number = in_use(at.as_ref(), name);
         let used = numbered(name, number);
-        let opened = directory::open_at(root.as_ref(), &used).and_then(|own| {
+        let listed = || {
+            let own = directory::open_at(at.as_ref(), &used)?;
             own.as_ref().map(|own| own.names()).transpose()?;
             Ok(own)
-        });
-        match opened {
-            Ok(own) => Ok(Self { root, name: used, own }),
-            Err(error) if number < MAX_PASSED_OVER => {
+        };
+        let is_broken =
+            |error: &io::Error| system_error(error).is_some_and(|number| BROKEN.contains(&number));
+        let own = match listed() {
+            Err(error) if is_broken(&error) => {
+                std::thread::sleep(SECOND_LOOK);
+                listed()
+            }
+            own => own,
+        };
+        match own {
+            Ok(own) => Ok(Self { root: at, name: used, own }),
+            Err(error) if is_broken(&error) && number < MAX_PASSED_OVER => {
                 let next = numbered(name, number + 1);
                 log::warn!("`{next}` will be used instead of `{used}`: {}", chain(&error));
-                Ok(Self { root, name: next, own: None })
+                Ok(Self { root: at, name: next, own: None })
             }
             Err(error) => Err(error),
         }
@@ -97,15 +118,17 @@ fn numbered(name: &str, number: usize) -> String {
     if number == 0 { name.to_owned() } else { format!("{name}.{number}") }
 }
 
+/// All names that restage's directory may have.
+pub fn names_in_use(name: &str) -> impl Iterator<Item = String> {
+    (0..=MAX_PASSED_OVER).map(move |number| numbered(name, number))
+}
+
 /// How many were passed over. They are not opened: to look into a broken one may make the file system
-/// read-only.
-fn in_use(root: &dyn Directory, name: &str) -> io::Result<usize> {
-    for number in 0..MAX_PASSED_OVER {
-        if root.look(numbered(name, number + 1).as_ref())?.is_none() {
-            return Ok(number);
-        }
-    }
-    Ok(MAX_PASSED_OVER)
+/// read-only. One that cannot even be looked at is there.
+fn in_use(root: &dyn Directory, name: &str) -> usize {
+    let is_there =
+        |number: &usize| !matches!(root.look(numbered(name, *number).as_ref()), Ok(None));
+    (1..=MAX_PASSED_OVER).rev().find(is_there).unwrap_or(0)
 }
 
 /// The names in a directory; one that is not UTF-8 is none that restage has given.
@@ -192,14 +215,14 @@ mod tests {
     }
 
     #[test]
-    fn one_that_cannot_be_read_is_passed_over_by_the_os_only() {
+    fn a_broken_one_is_passed_over_by_who_stages_only() {
         let (root, _) = esp();
         // A directory that cannot be opened, for root too: a file.
         fs::write(root.path().join("restage"), "").unwrap();
-        let open = || EspDirectory::open(root.path(), "restage");
+        let open = || EspDirectory::on_esp(root.path(), "restage");
         for next in ["restage.1", "restage.2"] {
             assert!(open().is_err(), "a boot passes over nothing");
-            let mut esp = EspDirectory::open_in_os(root.path(), "restage").unwrap();
+            let mut esp = EspDirectory::on_esp_to_stage(root.path(), "restage").unwrap();
             assert!(esp.names().unwrap().is_empty());
             assert!(!root.path().join(next).exists());
             esp.create("0000000A.REQ", b"abc").unwrap();
@@ -207,6 +230,12 @@ mod tests {
             fs::remove_dir_all(root.path().join(next)).unwrap();
             fs::write(root.path().join(next), "").unwrap();
         }
+        // Also where one of them is gone.
+        fs::remove_file(root.path().join("restage.1")).unwrap();
+        assert!(open().is_err());
+        // Only on an ESP: elsewhere a name like that is somebody else's.
+        fs::remove_file(root.path().join("restage")).unwrap();
+        assert!(EspDirectory::open(root.path(), "restage").unwrap().names().unwrap().is_empty());
     }
 
     #[test]

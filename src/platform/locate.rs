@@ -271,7 +271,8 @@ fn mounted_at(mountinfo: &str, device: u64) -> Option<PathBuf> {
     })
 }
 
-/// Whether a mount that is for writing has a file system that is not.
+/// Whether a mount that is for writing has a file system that is not, and nobody has asked for that at
+/// another mount of it.
 fn has_gone_read_only(mountinfo: &str, path: &Path) -> bool {
     let is_read_only = |options: &str| options.split(',').any(|option| option == "ro");
     // The last mount at a place is the one that is seen.
@@ -279,11 +280,11 @@ fn has_gone_read_only(mountinfo: &str, path: &Path) -> bool {
         .lines()
         .rev()
         .find(|line| line.split(' ').nth(4).is_some_and(|at| Path::new(&unescape(at)) == path));
-    line.is_some_and(|line| {
-        let (of_mount, of_file_system) = (line.split(' ').nth(5), line.rsplit(' ').next());
-        of_mount.is_some_and(|options| !is_read_only(options))
-            && of_file_system.is_some_and(is_read_only)
-    })
+    let Some(line) = line else { return false };
+    let device = line.split(' ').nth(2);
+    let mut mounts = mountinfo.lines().filter(|line| line.split(' ').nth(2) == device);
+    line.rsplit(' ').next().is_some_and(is_read_only)
+        && !mounts.any(|line| line.split(' ').nth(5).is_some_and(is_read_only))
 }
 
 /// Blanks are octal in mountinfo.

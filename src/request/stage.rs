@@ -74,7 +74,12 @@ pub fn stage(
 ) -> Result<()> {
     let what = || "cannot stage the request on the ESP".to_owned();
     let found = find::look(machine.esp.as_ref())?;
-    // A report that was cut off is made good before what it stands for is cleared away.
+    // A report that was cut off is made good before what it stands for is cleared away; one that cannot
+    // be read just now may be a good one.
+    for stem in &found.leftovers {
+        let report = format!("{stem}.RPT");
+        machine.esp.read(&report, MAX_BYTES).doing(|| format!("cannot read {report}"))?;
+    }
     let esp = machine.esp.as_mut();
     let found = journal::mend::<journal::Committed>(esp, found, staged.at)?;
     if !found.committed.is_empty() {

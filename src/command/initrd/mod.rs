@@ -43,7 +43,7 @@ pub fn reset(arguments: &cli::Reset) -> Result<Exit> {
 }
 
 fn by_hand(arguments: &cli::Reset, profile: &Profile) -> Result<Exit> {
-    let mut machine = offline(&arguments.place, profile, Side::Initrd)?;
+    let mut machine = offline(&arguments.place, profile, Side::Reader)?;
     if find::look(machine.esp.as_ref())?.is_empty() {
         log::info!("nothing is staged");
         return Ok(Exit::Done);
@@ -115,7 +115,7 @@ fn work(
     boot::forbid_shell();
     let opened = || {
         mounted.make_writable().doing(|| "cannot write to the ESP".to_owned())?;
-        let mut esp = open_esp(&mounted.path, profile, Side::Initrd)?;
+        let mut esp = open_esp(&mounted.path, profile, Side::Reader)?;
         esp.lock().doing(|| "cannot lock the ESP".to_owned())?;
         let tpm_is_late = !wait_for_tpm();
         let tcti = arguments.place.tcti.as_deref();

@@ -59,7 +59,7 @@ fn look_once(located: &Located, profile: &Profile) -> Result<(Mounted, Found)> {
     let partition = located.partition.as_deref();
     let partition = partition.ok_or_else(|| Error::new(what()).because("it has no device node"))?;
     let mounted = locate::mount(partition).doing(what)?;
-    match open_esp(&mounted.path, profile, Side::Initrd).and_then(|esp| find::look(&esp)) {
+    match open_esp(&mounted.path, profile, Side::Reader).and_then(|esp| find::look(&esp)) {
         Ok(found) => {
             if !found.flags.is_empty() {
                 boot::want_restore();
@@ -121,7 +121,7 @@ pub fn refuse_all(
     why: &Error,
 ) -> Result<Vec<String>> {
     mounted.make_writable().doing(|| "cannot write to the ESP".to_owned())?;
-    let mut esp = open_esp(&mounted.path, profile, Side::Initrd)?;
+    let mut esp = open_esp(&mounted.path, profile, Side::Reader)?;
     let now = find::look(&esp)?;
     let mut refusals = Vec::new();
     for stem in found.staged.iter().filter(|stem| now.staged.contains(stem)) {

@@ -101,11 +101,11 @@ impl Lab {
     }
 
     fn open_esp(&self, root: &Path) -> Result<EspDirectory, String> {
-        EspDirectory::open(root, &self.profile.esp.directory).map_err(said)
+        EspDirectory::on_esp(root, &self.profile.esp.directory).map_err(said)
     }
 
-    fn open_esp_in_os(&self, root: &Path) -> Result<EspDirectory, String> {
-        let esp = EspDirectory::open_in_os(root, &self.profile.esp.directory).map_err(said)?;
+    fn open_esp_to_stage(&self, root: &Path) -> Result<EspDirectory, String> {
+        let esp = EspDirectory::on_esp_to_stage(root, &self.profile.esp.directory).map_err(said)?;
         Rig::make_writable_in_os()?;
         Ok(esp)
     }
@@ -113,7 +113,7 @@ impl Lab {
     /// What `restage factory-reset` does.
     fn stage(&self, rig: &Rig) -> Result<(), String> {
         Rig::in_os(|at| {
-            let mut machine = Self::machine(rig, self.open_esp_in_os(at)?)?;
+            let mut machine = Self::machine(rig, self.open_esp_to_stage(at)?)?;
             let json = serde_json::value::RawValue::from_string("{\"a\":1}".to_owned()).unwrap();
             let ask = Ask { seeds: [("incus".to_owned(), json)].into(), ..Ask::default() };
             let prepared = stage::prepare(&mut machine, &self.profile, ask)
@@ -130,7 +130,7 @@ impl Lab {
     /// What `restage cancel` does.
     fn cancel(&self, rig: &Rig) -> Result<(), String> {
         Rig::in_os(|at| {
-            let mut esp = self.open_esp_in_os(at)?;
+            let mut esp = self.open_esp(at)?;
             stage::cancel(&mut esp, NOW).map_err(|error| error.chain())?;
             rig.medium.change(|beside| beside.has_returned = true);
             Ok(())
@@ -153,7 +153,7 @@ impl Lab {
     }
 
     fn boot_on(&self, rig: &mut Rig, mounted: &Mounted, before: u64) -> Result<Booted, String> {
-        let looked = EspDirectory::open(&mounted.path, &self.profile.esp.directory)
+        let looked = EspDirectory::on_esp(&mounted.path, &self.profile.esp.directory)
             .map_err(said)
             .and_then(|esp| find::look(&esp).map_err(|error| error.chain()));
         let found = match looked {

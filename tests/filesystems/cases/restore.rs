@@ -230,7 +230,7 @@ impl Lab {
 
     /// What `restage restore` does.
     fn stage(&self, rig: &Rig) -> Result<(), String> {
-        self.in_os(rig, |machine, flags| {
+        self.in_os(rig, Self::flags_to_stage, |machine, flags| {
             let source = &mut self.archive.as_slice();
             let archive = stage_restore::take_in(machine, self.state_profile(), ID, source)?;
             let mut taken = self.archive.as_slice();
@@ -246,12 +246,13 @@ impl Lab {
     fn in_os(
         &self,
         rig: &Rig,
+        open: fn(&Self, &Path) -> Result<EspDirectory, String>,
         work: impl FnOnce(&mut Machine, &mut EspDirectory) -> restage::error::Result<()>,
     ) -> Result<(), String> {
         Rig::in_os(|esp| {
             self.mounted(rig, |mounted| {
                 let mut machine = self.machine(rig, &mounted.path)?;
-                let mut flags = self.flags(esp)?;
+                let mut flags = open(self, esp)?;
                 work(&mut machine, &mut flags).map_err(chain)?;
                 rig.medium.change(|beside| beside.has_returned = true);
                 Ok(())
@@ -260,21 +261,26 @@ impl Lab {
     }
 
     fn flags(&self, esp: &Path) -> Result<EspDirectory, String> {
-        let esp = EspDirectory::open_in_os(esp, &self.profile.esp.directory).map_err(said)?;
+        EspDirectory::on_esp(esp, &self.profile.esp.directory).map_err(said)
+    }
+
+    fn flags_to_stage(&self, esp: &Path) -> Result<EspDirectory, String> {
+        let flags = EspDirectory::on_esp_to_stage(esp, &self.profile.esp.directory);
+        let flags = flags.map_err(said)?;
         Rig::make_writable_in_os()?;
-        Ok(esp)
+        Ok(flags)
     }
 
     /// What `restage confirm` does in a system that is healthy.
     fn confirm(&self, rig: &Rig) -> Result<(), String> {
-        self.in_os(rig, |machine, flags| {
+        self.in_os(rig, Self::flags, |machine, flags| {
             confirm(machine, &self.profile)?;
             stage_restore::tidy_flags(machine.store.as_ref(), flags)
         })
     }
 
     fn cancel(&self, rig: &Rig) -> Result<(), String> {
-        self.in_os(rig, |machine, flags| {
+        self.in_os(rig, Self::flags, |machine, flags| {
             stage_restore::cancel(machine)?;
             stage_restore::tidy_flags(machine.store.as_ref(), flags)
         })
@@ -311,8 +317,13 @@ impl Lab {
 
     fn tidy(&self, rig: &Rig, machine: &Machine) -> Result<Booted, String> {
         Rig::in_os(|esp| {
-            let mut flags = self.flags(esp)?;
-            let had_flags = !flags.names().map_err(said)?.is_empty();
+            let looked =
+                self.flags(esp).and_then(|flags| Ok((flags.names().map_err(said)?, flags)));
+            let (names, mut flags) = match looked {
+                Ok(looked) => looked,
+                Err(what) => return Ok(Booted::Unreadable(what)),
+            };
+            let had_flags = !names.is_empty();
             stage_restore::tidy_flags(machine.store.as_ref(), &mut flags).map_err(chain)?;
             if had_flags {
                 return Ok(Booted::Again);
@@ -494,9 +505,9 @@ impl Case for RestoreCase {
     fn boot(&self, rig: &mut Rig) -> Result<Booted, String> {
         self.lab.boot(rig, self.ends())
     }
-    fn may_wait_for_check(&self, _rig: &Rig, _has_returned: bool) -> bool {
-        // Only the flags are on FAT, and the OS passes over a directory of theirs that cannot be read.
-        false
+    fn may_wait_for_check(&self, _rig: &Rig, has_returned: bool) -> bool {
+        // The flags, whose directory was about to be made; nothing but staging needs it.
+        !has_returned && self.work == Work::Stage
     }
     fn stage_anew(&self, rig: &mut Rig) -> Result<(), String> {
         self.lab.stage(rig)
