@@ -171,6 +171,9 @@ impl Store for SimEsp {
     fn read(&self, name: &str, _max: usize) -> io::Result<Option<Vec<u8>>> {
         Ok(self.0.borrow().esp.get(&format!("restage/{name}")).cloned())
     }
+    fn make_room(&mut self, _stem: &str) -> io::Result<()> {
+        Ok(())
+    }
     fn create(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let name = format!("restage/{name}");
         if self.0.borrow().esp.contains_key(&name) {

@@ -242,6 +242,9 @@ impl Store for SimStore {
     fn read(&self, name: &str, _max: usize) -> io::Result<Option<Vec<u8>>> {
         Ok(self.0.borrow().store.get(name).cloned())
     }
+    fn make_room(&mut self, _stem: &str) -> io::Result<()> {
+        Ok(())
+    }
     fn create(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
         if self.0.borrow().store.contains_key(name) {
             return Err(io::ErrorKind::AlreadyExists.into());

@@ -146,6 +146,10 @@ impl Store for EspDirectory {
         self.own.as_ref().map_or(Ok(None), |own| directory::read(own.as_ref(), name, max_bytes))
     }
 
+    fn make_room(&mut self, stem: &str) -> io::Result<()> {
+        directory::room::make(self.own()?, stem)
+    }
+
     fn create(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
         self.create_from(name, &mut &*bytes).map(drop)
     }

@@ -73,6 +73,7 @@ pub fn stage(
     id: &str,
 ) -> Result<()> {
     let what = || "cannot stage the request on the ESP".to_owned();
+    machine.esp.make_room(&super::stem(id)).doing(what)?;
     let found = find::look(machine.esp.as_ref())?;
     // A report that was cut off is made good before what it stands for is cleared away; one that cannot
     // be read just now may be a good one.

@@ -166,6 +166,7 @@ pub fn stage(
         },
     };
     if let Some(flags) = flags {
+        flags.make_room(&super::stem(id)).doing(what)?;
         flags.mark(&file_name(id, "FLG")).doing(what)?;
     }
     let bytes = envelope::encode(&request, RESTORE_REQUEST).doing(what)?;

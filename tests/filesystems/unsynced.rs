@@ -80,6 +80,9 @@ impl Directory for Unsynced {
     fn free_bytes(&self) -> io::Result<u64> {
         self.0.free_bytes()
     }
+    fn room(&self) -> io::Result<Option<u64>> {
+        self.0.room()
+    }
     fn lock(&self) -> io::Result<bool> {
         self.0.lock()
     }

@@ -204,6 +204,12 @@ impl Directory for Kernel {
         Ok(space.f_bavail.saturating_mul(space.f_frsize))
     }
 
+    fn room(&self) -> io::Result<Option<u64>> {
+        // The size of a directory on FAT is that of its clusters.
+        let is_fat = rustix::fs::fstatfs(&self.0)?.f_type == libc::MSDOS_SUPER_MAGIC;
+        is_fat.then(|| Ok(self.node()?.bytes)).transpose()
+    }
+
     fn lock(&self) -> io::Result<bool> {
         match rustix::fs::flock(&self.0, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(true),

@@ -7,6 +7,7 @@
 
 mod kernel;
 mod named;
+pub mod room;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
@@ -117,6 +118,9 @@ pub trait Directory {
     fn sync_file_system(&self) -> io::Result<()>;
     /// Free space of its file system, in bytes.
     fn free_bytes(&self) -> io::Result<u64>;
+    /// How many bytes of names it holds before it grows, where a power cut may tear that: on FAT. None
+    /// where growing is one change.
+    fn room(&self) -> io::Result<Option<u64>>;
     /// Takes its exclusive lock until this handle is dropped; false when somebody else has it.
     fn lock(&self) -> io::Result<bool>;
     /// Whether something is mounted on this name.

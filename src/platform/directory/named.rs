@@ -115,6 +115,9 @@ impl Directory for Named {
     fn free_bytes(&self) -> io::Result<u64> {
         self.inner.free_bytes().calling(|| self.cannot_itself("tell the free space of"))
     }
+    fn room(&self) -> io::Result<Option<u64>> {
+        self.inner.room().calling(|| self.cannot_itself("tell the size of"))
+    }
     fn lock(&self) -> io::Result<bool> {
         self.inner.lock().calling(|| self.cannot_itself("lock"))
     }

@@ -66,6 +66,9 @@ impl Store for WrongStore {
     fn read(&self, name: &str, max_bytes: usize) -> io::Result<Option<Vec<u8>>> {
         self.inner.read(name, max_bytes)
     }
+    fn make_room(&mut self, stem: &str) -> io::Result<()> {
+        self.inner.make_room(stem)
+    }
     fn create(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
         self.create_from(name, &mut &*bytes).map(drop)
     }
@@ -181,6 +184,9 @@ impl Directory for Unsynced {
     }
     fn free_bytes(&self) -> io::Result<u64> {
         self.inner.free_bytes()
+    }
+    fn room(&self) -> io::Result<Option<u64>> {
+        self.inner.room()
     }
     fn lock(&self) -> io::Result<bool> {
         self.inner.lock()

@@ -53,6 +53,8 @@ pub struct Shape {
     pub tables: Tables,
     pub sector_bytes: u64,
     pub tpm: Where,
+    /// restage's directory on the ESP has no more room than for the request.
+    pub is_narrow: bool,
 }
 
 /// Where the TPM is.
@@ -91,6 +93,9 @@ impl Lab {
         let world = lab.clean.share();
         lab.stage(&world).unwrap().unwrap();
         lab.staged = world.borrow().settled();
+        if shape.is_narrow {
+            lab.staged.esp.narrow();
+        }
         let end = lab.recover(&lab.staged.share()).unwrap();
         lab.reset_disk = end.disk.clone();
         lab.assert_reset(&end);
@@ -253,6 +258,9 @@ impl Lab {
 
     /// What must be so at any instant.
     pub fn check_image(&self, image: &World) -> Result<(), String> {
+        if image.esp.has_grown_committed {
+            return Err("restage's directory on the ESP grows beside a journal".to_owned());
+        }
         let changed = image.disk.differences(&self.clean.disk);
         let in_place = |offset: u64, number: u32| {
             let (start, length) = self.places[&number];
@@ -316,6 +324,7 @@ impl Lab {
     }
 
     pub fn check_end(&self, end: &World, allowed: &[Outcome]) -> Result<&'static str, String> {
+        self.check_image(end)?;
         let world = end.share();
         let esp = self.esp(&world, &Hasty::new(&world, STEM))?;
         let names = esp.names().map_err(|error| chain(&error))?;

@@ -82,7 +82,8 @@ pub fn with(wrong: Wrong, name: &str) -> Box<dyn Case> {
 }
 
 /// Most machines.
-pub const USUAL: Shape = Shape { tables: Tables::Good, sector_bytes: 512, tpm: Where::Chip };
+pub const USUAL: Shape =
+    Shape { tables: Tables::Good, sector_bytes: 512, tpm: Where::Chip, is_narrow: false };
 
 /// All cases of a reset.
 pub fn all() -> Vec<Box<dyn Case>> {
@@ -101,7 +102,7 @@ pub fn all() -> Vec<Box<dyn Case>> {
     for (name, shape) in [
         ("reset-bad-primary", Shape { tables: Tables::BadPrimary, ..USUAL }),
         ("reset-bad-backup", Shape { tables: Tables::BadBackup, ..USUAL }),
-        ("reset-4096", Shape { sector_bytes: 4096, ..USUAL }),
+        ("reset-4096", Shape { sector_bytes: 4096, is_narrow: true, ..USUAL }),
         ("reset-tpm-on-esp", Shape { tpm: Where::Esp, ..USUAL }),
         ("reset-no-tpm", Shape { tpm: Where::Nowhere, ..USUAL }),
     ] {

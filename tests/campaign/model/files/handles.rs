@@ -291,6 +291,11 @@ impl Directory for ModelDirectory {
     fn free_bytes(&self) -> io::Result<u64> {
         self.call(Call::Read, "tell the free space of", None, |_| Ok(1 << 30))
     }
+    fn room(&self) -> io::Result<Option<u64>> {
+        self.call(Call::Read, "tell the size of", None, |files| {
+            Ok(files.room(self.number).map(|entries| entries as u64 * 32))
+        })
+    }
     fn lock(&self) -> io::Result<bool> {
         Ok(true)
     }

@@ -29,6 +29,8 @@ const GARBAGE: u8 = 0xf7;
 const MAX_SUBSETS: usize = 6;
 /// What a file takes its space in.
 const CLUSTER_BYTES: usize = 4096;
+/// So many entries a directory grows by: those of the smallest cluster.
+const CLUSTER_ENTRIES: usize = 16;
 /// The number of the root.
 const ROOT: u64 = 1;
 
@@ -143,6 +145,12 @@ pub struct Files {
     pub clusters: Option<usize>,
     /// FAT: an error that the kernel meets makes it read-only. Not so where restage mounts it.
     pub errors_remount_ro: bool,
+    /// FAT: so many entries of 32 bytes each directory has clusters for.
+    rooms: BTreeMap<u64, usize>,
+    /// The same on the medium.
+    durable_rooms: BTreeMap<u64, usize>,
+    /// FAT: a directory grew while a journal was in it: a cut may leave neither of them readable.
+    pub has_grown_committed: bool,
 }
 
 /// What is at a path, for assertions.
@@ -170,6 +178,34 @@ impl Files {
             is_read_only: false,
             clusters: None,
             errors_remount_ro: false,
+            rooms: BTreeMap::new(),
+            durable_rooms: BTreeMap::new(),
+            has_grown_committed: false,
+        }
+    }
+
+    /// How many entries of 32 bytes a directory has room for; none where that does not matter.
+    fn room(&self, directory: u64) -> Option<usize> {
+        let room = self.rooms.get(&directory).copied().unwrap_or(CLUSTER_ENTRIES);
+        (self.flavor == Flavor::Fat).then_some(room)
+    }
+
+    /// Directories have no more room than for what is in them, as if by a program that knows nothing of
+    /// that.
+    pub fn narrow(&mut self) {
+        self.rooms.clear();
+        self.durable_rooms.clear();
+    }
+
+    /// What is in a directory has to have room.
+    fn grow(&mut self, directory: u64) {
+        let Some(Item::Directory(names)) = self.seen.get(&directory) else { return };
+        let needed = room_for(names);
+        let room = self.room(directory).unwrap_or(usize::MAX);
+        if needed > room {
+            let is_journal = |name: &OsString| name.as_encoded_bytes().ends_with(b".JNL");
+            self.has_grown_committed |= names.keys().any(is_journal);
+            self.rooms.insert(directory, needed);
         }
     }
 
@@ -249,7 +285,7 @@ impl Files {
         self.digest_below(ROOT, &mut hasher);
         // On ext4 restage knows directories by their numbers.
         let next = (self.flavor == Flavor::Ext4).then_some(self.next);
-        next.hash(&mut hasher);
+        (next, &self.durable_rooms).hash(&mut hasher);
         hasher.finish()
     }
 
@@ -292,6 +328,9 @@ impl Files {
                 }
                 _ => false,
             };
+            if let Change::Name { directory, number: Some(_), .. } = &change {
+                self.grow(*directory);
+            }
             if !self.pending.iter().any(is_there) {
                 self.pending.push(Pending { change, call: self.calls, is_lost: false });
             }
@@ -336,6 +375,9 @@ impl Files {
 
     fn sync_directory(&mut self, number: u64) {
         let flavor = self.flavor;
+        if let Some(room) = self.rooms.get(&number) {
+            self.durable_rooms.insert(number, *room);
+        }
         self.settle(|change| match change {
             Change::Content { .. } => false,
             Change::Name { directory, .. } => flavor == Flavor::Ext4 || *directory == number,
@@ -398,6 +440,15 @@ impl Files {
     fn mounted(&self, mut tree: Tree, images: &mut Vec<Self>) {
         let reached = reached(&tree);
         tree.retain(|number, _| reached.contains(number));
+        // What survived has its clusters.
+        let mut rooms = self.durable_rooms.clone();
+        for (number, item) in &tree {
+            let Item::Directory(names) = item else { continue };
+            let needed = room_for(names);
+            if needed > CLUSTER_ENTRIES && rooms.get(number).is_none_or(|room| *room < needed) {
+                rooms.insert(*number, needed);
+            }
+        }
         let image = Self {
             flavor: self.flavor,
             medium: tree.clone(),
@@ -408,6 +459,9 @@ impl Files {
             is_read_only: false,
             clusters: self.clusters,
             errors_remount_ro: false,
+            rooms: rooms.clone(),
+            durable_rooms: rooms,
+            has_grown_committed: self.has_grown_committed,
         };
         let mut repaired = image.clone();
         let is_changed = repaired.repair();
@@ -459,6 +513,24 @@ fn subsets(indices: &[usize]) -> Vec<Vec<usize>> {
         subsets.push(indices.iter().copied().filter(|i| i != one).collect());
     }
     subsets
+}
+
+/// How many entries of 32 bytes a name takes: one for 8.3 characters, else one for 13 of them besides.
+fn entries(name: &OsStr) -> usize {
+    let bytes = name.as_encoded_bytes();
+    let (stem, extension) = match bytes.iter().position(|byte| *byte == b'.') {
+        Some(dot) => (&bytes[..dot], &bytes[dot + 1..]),
+        None => (bytes, &b""[..]),
+    };
+    let is_short = stem.len() <= 8 && extension.len() <= 3 && !extension.contains(&b'.');
+    let is_upper = !bytes.iter().any(u8::is_ascii_lowercase);
+    if is_short && is_upper { 1 } else { 1 + bytes.len().div_ceil(13) }
+}
+
+/// The entries of the clusters that these names need, and the directory's two own.
+fn room_for(names: &BTreeMap<OsString, Slot>) -> usize {
+    let needed = 2 + names.keys().map(|name| entries(name)).sum::<usize>();
+    needed.next_multiple_of(CLUSTER_ENTRIES)
 }
 
 fn names(tree: &Tree, directory: u64) -> &BTreeMap<OsString, Slot> {

@@ -1,0 +1,71 @@
+//! Room for names, before it is needed.
+//! Side: both. Touches one directory on FAT.
+//!
+//! A directory on FAT grows like a file, cluster by cluster, and a power cut may tear that: then its
+//! chain of clusters ends in nothing, and none of it can be read any more. So it gets its size while
+//! nothing depends on it. It never shrinks, and the entries of removed names are used again.
+
+use std::io;
+
+use super::Directory;
+
+/// 256 entries of 32 bytes: eight reports, their logs, and an operation of a hundred boots.
+const ROOM_BYTES: u64 = 8 * 1024;
+/// What fills entries, and is removed again, has this after the stem of its operation.
+const FILLER: &str = ".room";
+/// The longest that a name on FAT may be: 20 entries for 13 of its characters each, and one of its own.
+const LONGEST_NAME: usize = 255;
+const ENTRIES_OF_A_NAME: u64 = 21;
+const ENTRY_BYTES: u64 = 32;
+
+fn filler(stem: &str, number: u64) -> String {
+    format!("{:x<LONGEST_NAME$}", format!("{stem}{FILLER}{number:02}"))
+}
+
+/// After this a directory does not grow for as many names as restage can need, durable when this
+/// returns. Safe to repeat; nothing is done where growing is one change. A cut leaves empty files with
+/// this stem, like others of an operation that was never begun.
+pub fn make(directory: &dyn Directory, stem: &str) -> io::Result<()> {
+    let Some(room) = directory.room()? else { return Ok(()) };
+    let filled = if room < ROOM_BYTES { fill(directory, stem) } else { Ok(()) };
+    // Those of an attempt that was cut as well: they take the room.
+    let prefix = format!("{stem}{FILLER}");
+    let mut names = directory.names()?;
+    names.retain(|name| name.to_str().is_some_and(|name| name.starts_with(&prefix)));
+    for name in &names {
+        directory.remove_file(name)?;
+    }
+    if !names.is_empty() {
+        directory.sync()?;
+    }
+    filled
+}
+
+fn fill(directory: &dyn Directory, stem: &str) -> io::Result<()> {
+    for number in 0..ROOM_BYTES.div_ceil(ENTRIES_OF_A_NAME * ENTRY_BYTES) {
+        directory.any_file(filler(stem, number).as_ref())?;
+    }
+    directory.sync()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::directory;
+
+    #[test]
+    fn fillers_are_as_long_as_they_can_be_and_all_different() {
+        let names: std::collections::BTreeSet<_> = (0..13).map(|n| filler("0123ABCD", n)).collect();
+        assert_eq!(names.len(), 13);
+        assert!(names.iter().all(|name| name.len() == 255));
+    }
+
+    #[test]
+    fn where_growing_is_one_change_nothing_is_done() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = directory::open(root.path()).unwrap();
+        assert_eq!(directory.room().unwrap(), None);
+        make(directory.as_ref(), "0123ABCD").unwrap();
+        assert!(directory.names().unwrap().is_empty());
+    }
+}
