@@ -37,6 +37,8 @@ pub struct Shape {
     pub cluster: u32,
     /// What its free clusters hold.
     pub fill: u8,
+    /// restage's directory has no more clusters than the request's name needs: not restage has made it.
+    pub is_narrow: bool,
 }
 
 /// The machines that the cases begin with, and what they are compared with.
@@ -78,6 +80,9 @@ impl Lab {
         rig.load(&lab.clean, Beside::BEFORE);
         rig.switch_on()?;
         lab.stage(rig)?;
+        if shape.is_narrow {
+            Rig::in_os(|esp| narrow(esp, &lab.profile.esp.directory))?.map_err(said)?;
+        }
         lab.staged = rig.medium.image();
         rig.switch_on()?;
         let booted = lab.boot(rig)?;
@@ -245,6 +250,20 @@ impl Lab {
     }
 }
 
+/// Makes a directory anew, with what is in it.
+fn narrow(esp: &Path, name: &str) -> std::io::Result<()> {
+    let (old, new) = (esp.join(name), esp.join("new"));
+    std::fs::create_dir(&new)?;
+    for entry in std::fs::read_dir(&old)? {
+        let entry = entry?;
+        std::fs::rename(entry.path(), new.join(entry.file_name()))?;
+    }
+    std::fs::remove_dir(&old)?;
+    std::fs::rename(&new, &old)?;
+    assert_eq!(std::fs::metadata(&old)?.len(), 512);
+    Ok(())
+}
+
 /// Clusters that no file has become files with such names.
 fn is_found_by_fsck(path: &str) -> bool {
     path.len() == 12 && path.starts_with("FSCK") && path.get(8..) == Some(".REC")
@@ -305,8 +324,11 @@ pub fn all(rig: &mut Rig) -> Result<Vec<Box<dyn Case>>, String> {
     let (done, refused, cancelled) = (Outcome::Done, Outcome::Refused, Outcome::Cancelled);
     let mut cases = Vec::new();
     for (shape, names) in [
-        (Shape { cluster: 8, fill: 0 }, ["stage", "cancel", "reset"]),
-        (Shape { cluster: 1, fill: SECRET }, ["stage-512", "cancel-512", "reset-512"]),
+        (Shape { cluster: 8, fill: 0, is_narrow: false }, ["stage", "cancel", "reset"]),
+        (
+            Shape { cluster: 1, fill: SECRET, is_narrow: true },
+            ["stage-512", "cancel-512", "reset-512"],
+        ),
     ] {
         let lab = Rc::new(Lab::new(rig, shape)?);
         for (name, work, outcomes) in [
