@@ -70,8 +70,8 @@ pub trait Store {
     /// The content of one of them; none when it is not there, an error when it is longer than
     /// `max_bytes`.
     fn read(&self, name: &str, max_bytes: usize) -> io::Result<Option<Vec<u8>>>;
-    /// Makes room for the names of the operation with this stem, durable when this returns, so that the
-    /// directory does not grow while a power cut must leave it readable. Safe to repeat.
+    /// Makes room for the names of the operation with this stem, durable with the next file that is made,
+    /// so that the directory does not grow while a power cut must leave it readable. Safe to repeat.
     fn make_room(&mut self, stem: &str) -> io::Result<()>;
     /// Makes a file that is not there yet: durable and whole when this returns; after a power cut
     /// whole, damaged or absent. An existing `name` is an error.

@@ -201,11 +201,18 @@ pub fn cancel(machine: &mut Machine) -> Result<Vec<String>> {
     Ok(ids)
 }
 
-/// Removes the flags on the ESP that no restore needs any more.
+/// Removes the flags on the ESP that no restore needs any more, and what a cut has left of making one.
 pub fn tidy_flags(store: &dyn Store, flags: &mut dyn Store) -> Result<()> {
     let what = || "cannot remove a restore's flag from the ESP".to_owned();
-    let found = find::look(store)?;
-    for flag in find::look(flags)?.flags {
+    let (found, on_esp) = (find::look(store)?, find::look(flags)?);
+    let names = flags.names().doing(what)?;
+    for stem in &on_esp.leftovers {
+        // What is left of a reset is the initrd's to clear away.
+        if !names.contains(&format!("{stem}.RPT")) {
+            clear_away(flags, stem)?;
+        }
+    }
+    for flag in on_esp.flags {
         if !found.staged.contains(&flag) && !found.committed.contains(&flag) {
             flags.remove(&format!("{flag}.FLG")).doing(what)?;
         }

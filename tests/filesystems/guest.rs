@@ -27,7 +27,15 @@ pub fn begin(modules: &Path) -> Result<(), String> {
     for (file, text) in [("dirty_writeback_centisecs", "0"), ("dirty_expire_centisecs", "360000")] {
         put(&format!("/proc/sys/vm/{file}"), text)?;
     }
-    load_modules(modules)
+    load_modules(modules)?;
+    // There is nobody to ask for more of them, nor to tell of devices: each time it is a process.
+    for helper in ["modprobe", "hotplug"] {
+        let path = format!("/proc/sys/kernel/{helper}");
+        if Path::new(&path).exists() {
+            put(&path, "\n")?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes to a file of the kernel.

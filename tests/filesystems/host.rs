@@ -10,6 +10,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::thread::{CpuSet, sched_getaffinity};
 
 use crate::Arguments;
 use crate::explore::{Figures, Verdict, Violation};
@@ -86,15 +87,29 @@ struct Kernel {
     nonce: String,
 }
 
+/// Which of our processors is this kernel's.
+fn processor(task: &Task) -> Result<usize, String> {
+    let ours = sched_getaffinity(None).map_err(|error| error.to_string())?;
+    let ours: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|cpu| ours.is_set(*cpu)).collect();
+    let number = match task {
+        Task::Explore { worker, .. } => usize::try_from(*worker).map_err(|e| e.to_string())?,
+        Task::Record | Task::Replay => 0,
+    };
+    ours.get(number % ours.len().max(1)).copied().ok_or_else(|| "no processor".to_owned())
+}
+
 /// Starts a kernel, and in it this program.
 fn start(task: &Task, arguments: &Arguments) -> Result<Kernel, String> {
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let nonce = format!("{}-{task}", std::process::id());
     let verdict = arguments.directory.join(format!("{task}.verdict"));
     let directory = arguments.directory.display();
-    // It ends with us, however we end.
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--"]).arg(arguments.linux.join("usr/bin/linux.uml"));
+    // A kernel is processes that take turns: on different processors each turn is an interrupt. And it
+    // ends with us, however we end.
+    let mut command = Command::new("taskset");
+    command.arg("--cpu-list").arg(processor(task)?.to_string());
+    command.args(["setpriv", "--pdeathsig", "KILL", "--"]);
+    command.arg(arguments.linux.join("usr/bin/linux.uml"));
     // For processors with more vector registers than this kernel knows of.
     command.env("LD_PRELOAD", arguments.linux.join("xstate.so"));
     command.args([MEMORY, "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw", "gpt"]);

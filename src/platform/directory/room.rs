@@ -22,9 +22,9 @@ fn filler(stem: &str, number: u64) -> String {
     format!("{:x<LONGEST_NAME$}", format!("{stem}{FILLER}{number:02}"))
 }
 
-/// After this a directory does not grow for as many names as restage can need, durable when this
-/// returns. Safe to repeat; nothing is done where growing is one change. A cut leaves empty files with
-/// this stem, like others of an operation that was never begun.
+/// After this a directory does not grow for as many names as restage can need. Safe to repeat; nothing
+/// is done where growing is one change. Durable with the next file that is made durable in it, before
+/// which a cut leaves empty files with this stem, like others of an operation that was never begun.
 pub fn make(directory: &dyn Directory, stem: &str) -> io::Result<()> {
     let Some(room) = directory.room()? else { return Ok(()) };
     let filled = if room < ROOM_BYTES { fill(directory, stem) } else { Ok(()) };
@@ -32,11 +32,8 @@ pub fn make(directory: &dyn Directory, stem: &str) -> io::Result<()> {
     let prefix = format!("{stem}{FILLER}");
     let mut names = directory.names()?;
     names.retain(|name| name.to_str().is_some_and(|name| name.starts_with(&prefix)));
-    for name in &names {
-        directory.remove_file(name)?;
-    }
-    if !names.is_empty() {
-        directory.sync()?;
+    for name in names {
+        directory.remove_file(&name)?;
     }
     filled
 }
@@ -45,7 +42,7 @@ fn fill(directory: &dyn Directory, stem: &str) -> io::Result<()> {
     for number in 0..ROOM_BYTES.div_ceil(ENTRIES_OF_A_NAME * ENTRY_BYTES) {
         directory.any_file(filler(stem, number).as_ref())?;
     }
-    directory.sync()
+    Ok(())
 }
 
 #[cfg(test)]
