@@ -148,10 +148,10 @@ impl<C: Commit> Journal<C> {
     pub fn commit(store: &mut dyn Store, committed: C, archive: Option<&[u8]>) -> Result<Self> {
         let what = || "cannot commit the operation".to_owned();
         let file = |extension| file_name(committed.id(), extension);
-        store.make_room(&stem(committed.id())).doing(what)?;
         // Of an attempt that was cut before its commit.
         store.shred(&file("TAR")).doing(what)?;
         store.remove(&file("RSV")).doing(what)?;
+        store.make_room(&stem(committed.id())).doing(what)?;
         if let Some(archive) = archive {
             store.create(&file("TAR"), archive).doing(what)?;
         }
@@ -397,14 +397,38 @@ pub fn finish(store: &mut dyn Store, report: &Report, log: &str) -> Result<()> {
     Ok(())
 }
 
+/// Removes what was cut off while it was made, and what of it is in clusters that are free: to be done
+/// before anything is made. Not reports, which [`mend`] makes again, nor a journal that has progress:
+/// that one was durable. Returns those that it leaves.
+pub fn remove_unlinked(store: &mut dyn Store) -> Result<Vec<String>> {
+    let what = || "cannot remove what was cut off while it was made".to_owned();
+    let mut left = Vec::new();
+    for name in store.unlinked().doing(what)? {
+        let is_kept = match name.split_once('.') {
+            Some((stem, "JNL")) => has_progress(&store.names().doing(what)?, stem),
+            Some((_, "RPT")) => true,
+            _ => false,
+        };
+        if is_kept {
+            left.push(name);
+        } else {
+            log::warn!("{name} was cut off while it was made: it is removed");
+            store.remove(&name).doing(what)?;
+        }
+    }
+    Ok(left)
+}
+
 /// Makes good what a power cut on FAT leaves of a file that was not synced yet: it is there, and empty,
 /// damaged or unreadable. Returns what lies there then.
 ///
 /// A journal that is nothing and has no progress was never committed: before the first step there is
 /// always a file of progress. A report that is nothing beside a whole journal is written again from
 /// there; beside a request alone it is replaced, for that operation is over.
-pub fn mend<C: Commit>(store: &mut dyn Store, found: Found, now: u64) -> Result<Found> {
+pub fn mend<C: Commit>(store: &mut dyn Store, now: u64) -> Result<Found> {
     let what = || "cannot make good what a power cut has left".to_owned();
+    let unlinked = remove_unlinked(store)?;
+    let found = find::look(store)?;
     let mut is_changed = false;
     for stem in &found.committed {
         if !has_progress(&store.names().doing(what)?, stem) && is_nothing::<C>(store, stem) {
@@ -417,7 +441,7 @@ pub fn mend<C: Commit>(store: &mut dyn Store, found: Found, now: u64) -> Result<
         let names = store.names().doing(what)?;
         let has = |extension: &str| names.contains(&format!("{stem}.{extension}"));
         let name = format!("{stem}.RPT");
-        if !has("RPT") || read_report(store, &name).is_some() {
+        if !has("RPT") || (!unlinked.contains(&name) && read_report(store, &name).is_some()) {
             continue;
         }
         if has("JNL") {

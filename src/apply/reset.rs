@@ -39,7 +39,7 @@ pub enum Applied {
 pub fn apply(machine: &mut Machine, profile: &Profile) -> Result<Applied> {
     let found = find::look(machine.esp.as_ref())?;
     let is_committed = !found.committed.is_empty();
-    let found = match journal::mend::<Committed>(machine.esp.as_mut(), found, machine.host.now) {
+    let found = match journal::mend::<Committed>(machine.esp.as_mut(), machine.host.now) {
         Ok(found) => found,
         Err(error) if is_committed => return Ok(Applied::Unfinished(error.after_commit())),
         Err(error) => return Err(error),

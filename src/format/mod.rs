@@ -2,6 +2,7 @@
 
 pub mod archive;
 pub mod envelope;
+pub mod fat;
 pub mod gpt;
 pub mod luks;
 pub mod seed;

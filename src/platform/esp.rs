@@ -146,6 +146,10 @@ impl Store for EspDirectory {
         self.own.as_ref().map_or(Ok(None), |own| directory::read(own.as_ref(), name, max_bytes))
     }
 
+    fn unlinked(&self) -> io::Result<Vec<String>> {
+        self.own.as_ref().map_or(Ok(Vec::new()), |own| directory::unlinked(own.as_ref()))
+    }
+
     fn make_room(&mut self, stem: &str) -> io::Result<()> {
         directory::room::make(self.own()?, stem)
     }

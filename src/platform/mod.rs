@@ -70,6 +70,10 @@ pub trait Store {
     /// The content of one of them; none when it is not there, an error when it is longer than
     /// `max_bytes`.
     fn read(&self, name: &str, max_bytes: usize) -> io::Result<Option<Vec<u8>>>;
+    /// The files that were cut off while they were made and never were durable, where it can be known
+    /// (FAT). Before anything is made they have to go: it may be given the clusters that they name, and
+    /// lose them when they are removed.
+    fn unlinked(&self) -> io::Result<Vec<String>>;
     /// Makes room for the names of the operation with this stem, durable with the next file that is made,
     /// so that the directory does not grow while a power cut must leave it readable. Safe to repeat.
     fn make_room(&mut self, stem: &str) -> io::Result<()>;

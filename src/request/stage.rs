@@ -73,7 +73,6 @@ pub fn stage(
     id: &str,
 ) -> Result<()> {
     let what = || "cannot stage the request on the ESP".to_owned();
-    machine.esp.make_room(&super::stem(id)).doing(what)?;
     let found = find::look(machine.esp.as_ref())?;
     // A report that was cut off is made good before what it stands for is cleared away; one that cannot
     // be read just now may be a good one.
@@ -82,7 +81,7 @@ pub fn stage(
         machine.esp.read(&report, MAX_BYTES).doing(|| format!("cannot read {report}"))?;
     }
     let esp = machine.esp.as_mut();
-    let found = journal::mend::<journal::Committed>(esp, found, staged.at)?;
+    let found = journal::mend::<journal::Committed>(esp, staged.at)?;
     if !found.committed.is_empty() {
         let why = "an earlier reset did not get to its report: a boot ends it";
         return Err(Error::new(what()).because(why));
@@ -91,6 +90,7 @@ pub fn stage(
         clear_away(machine.esp.as_mut(), stem)?;
     }
     cancel(machine.esp.as_mut(), staged.at)?;
+    machine.esp.make_room(&super::stem(id)).doing(what)?;
     let ask = &prepared.ask;
     let seeds = if ask.seeds.is_empty() {
         None
@@ -138,6 +138,7 @@ pub fn new_id(store: &dyn Store) -> Result<String> {
 /// Withdraws what is staged and not committed; returns the ids. Durable when this returns.
 pub fn cancel(store: &mut dyn Store, now: u64) -> Result<Vec<String>> {
     let mut ids = Vec::new();
+    journal::remove_unlinked(store)?;
     for stem in find::look(store)?.staged {
         let request = read(store, &stem);
         // It is withdrawn all the same.

@@ -102,8 +102,7 @@ pub fn room(store: &dyn Store) -> Result<Result<(), Refused>> {
 /// What lies there, after a report that was cut off has been made good: what it stands for must not be
 /// cleared away before.
 fn mended(machine: &mut Machine) -> Result<Found> {
-    let found = find::look(machine.store.as_ref())?;
-    journal::mend::<Committed>(machine.store.as_mut(), found, machine.host.now)
+    journal::mend::<Committed>(machine.store.as_mut(), machine.host.now)
 }
 
 /// Copies the archive into the store. Without the request it means nothing.
@@ -166,6 +165,8 @@ pub fn stage(
         },
     };
     if let Some(flags) = flags {
+        journal::remove_unlinked(flags)?;
+        tidy_flags(machine.store.as_ref(), flags)?;
         flags.make_room(&super::stem(id)).doing(what)?;
         flags.mark(&file_name(id, "FLG")).doing(what)?;
     }

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, getuid, kill_process_group};
 use rustix::thread::{CpuSet, sched_getaffinity};
 
 use crate::Arguments;
@@ -108,7 +108,12 @@ fn start(task: &Task, arguments: &Arguments) -> Result<Kernel, String> {
     // ends with us, however we end.
     let mut command = Command::new("taskset");
     command.arg("--cpu-list").arg(processor(task)?.to_string());
-    command.args(["setpriv", "--pdeathsig", "KILL", "--"]);
+    command.args(["setpriv", "--pdeathsig", "KILL"]);
+    // Killed in the midst of a call of its programs, that call is the host's: it must not set its clock.
+    if getuid().is_root() {
+        command.args(["--bounding-set=-all", "--inh-caps=-all"]);
+    }
+    command.args(["--no-new-privs", "--"]);
     command.arg(arguments.linux.join("usr/bin/linux.uml"));
     // For processors with more vector registers than this kernel knows of.
     command.env("LD_PRELOAD", arguments.linux.join("xstate.so"));

@@ -2,7 +2,7 @@
 //! request is seen in the order in which the kernel sends it, and another disk is there at once.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -106,7 +106,7 @@ impl Medium {
     fn serve(&self, stream: UnixStream) -> io::Result<()> {
         const REQUEST: [u8; 4] = 0x2560_9513_u32.to_be_bytes();
         const REPLY: [u8; 4] = 0x6744_6698_u32.to_be_bytes();
-        let mut replies = stream.try_clone()?;
+        let mut replies = BufWriter::with_capacity(1 << 17, stream.try_clone()?);
         let mut requests = BufReader::with_capacity(1 << 17, stream);
         let mut reply = Vec::new();
         loop {
@@ -136,6 +136,10 @@ impl Medium {
                 other => panic!("the kernel asks for {other}"),
             }
             replies.write_all(&reply)?;
+            // One call for as many as have come at once.
+            if requests.buffer().is_empty() {
+                replies.flush()?;
+            }
         }
     }
 

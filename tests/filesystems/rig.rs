@@ -143,14 +143,14 @@ pub fn tree(root: &Path) -> std::collections::BTreeMap<String, Node> {
             }
         };
         for entry in entries {
-            let path = match entry {
-                Ok(entry) => entry.path(),
+            let (path, kind) = match entry {
+                Ok(entry) => (entry.path(), entry.file_type()),
                 Err(error) => {
                     all.insert(format!("{}/?", name(&directory)), Node::Unreadable(said(error)));
                     break;
                 }
             };
-            if path.is_dir() {
+            if kind.is_ok_and(|kind| kind.is_dir()) {
                 all.insert(name(&path), Node::Directory);
                 open.push(path);
             } else {

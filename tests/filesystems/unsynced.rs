@@ -80,8 +80,11 @@ impl Directory for Unsynced {
     fn free_bytes(&self) -> io::Result<u64> {
         self.0.free_bytes()
     }
-    fn room(&self) -> io::Result<Option<u64>> {
-        self.0.room()
+    fn is_linked(&self, name: &OsStr) -> io::Result<bool> {
+        self.0.is_linked(name)
+    }
+    fn grows_in_pieces(&self) -> io::Result<bool> {
+        self.0.grows_in_pieces()
     }
     fn lock(&self) -> io::Result<bool> {
         self.0.lock()

@@ -131,7 +131,7 @@ pub fn at_boot(machine: &mut Machine, profile: &Profile) -> Result<Restored> {
     let found = find::look(machine.store.as_ref())?;
     let is_committed = !found.committed.is_empty();
     let now = machine.host.now;
-    let found = match journal::mend::<Committed>(machine.store.as_mut(), found, now) {
+    let found = match journal::mend::<Committed>(machine.store.as_mut(), now) {
         Ok(found) => found,
         Err(error) if is_committed => return Ok(Restored::Unfinished(error.after_commit())),
         Err(error) => return Err(error),
@@ -400,9 +400,8 @@ fn roll_back(machine: &mut Machine, state: &State, mut journal: Journal<Committe
 /// window is `Nothing`.
 pub fn confirm(machine: &mut Machine, profile: &Profile) -> Result<Restored> {
     let state = state_of(profile)?;
-    let found = find::look(machine.store.as_ref())?;
     // Of a confirmation that was cut while it wrote its report, which is to be written again.
-    let found = journal::mend::<Committed>(machine.store.as_mut(), found, machine.host.now)?;
+    let found = journal::mend::<Committed>(machine.store.as_mut(), machine.host.now)?;
     // Of one whose report was written, and nothing after it.
     for stem in &found.leftovers {
         journal::clear_away(machine.store.as_mut(), stem)?;

@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, Dir as Entries, FileType, FlockOperation, Gid, Mode, O
 use rustix::fs::{RenameFlags, Stat, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
-use super::{Dir, Directory, Node, NodeKind, OpenFile};
+use super::{Dir, Directory, Node, NodeKind, OpenFile, clusters};
 use crate::format::archive::{Attributes, Kind};
 use crate::platform::attributes;
 
@@ -204,10 +204,16 @@ impl Directory for Kernel {
         Ok(space.f_bavail.saturating_mul(space.f_frsize))
     }
 
-    fn room(&self) -> io::Result<Option<u64>> {
-        // The size of a directory on FAT is that of its clusters.
-        let is_fat = rustix::fs::fstatfs(&self.0)?.f_type == libc::MSDOS_SUPER_MAGIC;
-        is_fat.then(|| Ok(self.node()?.bytes)).transpose()
+    fn is_linked(&self, name: &OsStr) -> io::Result<bool> {
+        let file = rustix::fs::openat(&self.0, name, FILE | OFlags::RDONLY, Mode::empty())?;
+        if !self.grows_in_pieces()? {
+            return Ok(true);
+        }
+        clusters::are_linked(&File::from(file))
+    }
+
+    fn grows_in_pieces(&self) -> io::Result<bool> {
+        Ok(rustix::fs::fstatfs(&self.0)?.f_type == libc::MSDOS_SUPER_MAGIC)
     }
 
     fn lock(&self) -> io::Result<bool> {

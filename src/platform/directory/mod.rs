@@ -5,6 +5,7 @@
 //! through it may be lost, or be there in part, until it is synced. The functions here are the
 //! protocols; each says what is durable when it returns. Links are never followed.
 
+mod clusters;
 mod kernel;
 mod named;
 pub mod room;
@@ -118,9 +119,11 @@ pub trait Directory {
     fn sync_file_system(&self) -> io::Result<()>;
     /// Free space of its file system, in bytes.
     fn free_bytes(&self) -> io::Result<u64>;
-    /// How many bytes of names it holds before it grows, where a power cut may tear that: on FAT. None
-    /// where growing is one change.
-    fn room(&self) -> io::Result<Option<u64>>;
+    /// Whether the clusters of a regular file are its own, as far as it is long. Not so on FAT when it was
+    /// cut off while it was made: then they are free, and the next file may be given them.
+    fn is_linked(&self, name: &OsStr) -> io::Result<bool>;
+    /// Whether a power cut may tear it when it grows: on FAT.
+    fn grows_in_pieces(&self) -> io::Result<bool>;
     /// Takes its exclusive lock until this handle is dropped; false when somebody else has it.
     fn lock(&self) -> io::Result<bool>;
     /// Whether something is mounted on this name.
@@ -222,6 +225,24 @@ pub fn create_from(
 pub fn mark(directory: &dyn Directory, name: &str) -> io::Result<()> {
     directory.any_file(name.as_ref())?.sync()?;
     directory.sync()
+}
+
+/// The files that were cut off while they were made, as FAT leaves them: their clusters are not their
+/// own, so they never were durable.
+pub fn unlinked(directory: &dyn Directory) -> io::Result<Vec<String>> {
+    if !directory.grows_in_pieces()? {
+        return Ok(Vec::new());
+    }
+    let mut unlinked = Vec::new();
+    for name in directory.names()? {
+        // What has other names is not restage's.
+        let Some(name) = name.to_str().filter(|name| name.is_ascii()) else { continue };
+        let is_file = directory.look(name.as_ref())?.is_some_and(|n| n.kind == NodeKind::File);
+        if is_file && !directory.is_linked(name.as_ref())? {
+            unlinked.push(name.to_owned());
+        }
+    }
+    Ok(unlinked)
 }
 
 /// Removes a file, durable when this returns. Safe to repeat.

@@ -115,8 +115,11 @@ impl Directory for Named {
     fn free_bytes(&self) -> io::Result<u64> {
         self.inner.free_bytes().calling(|| self.cannot_itself("tell the free space of"))
     }
-    fn room(&self) -> io::Result<Option<u64>> {
-        self.inner.room().calling(|| self.cannot_itself("tell the size of"))
+    fn is_linked(&self, name: &OsStr) -> io::Result<bool> {
+        self.inner.is_linked(name).calling(|| self.cannot("tell the clusters of", name))
+    }
+    fn grows_in_pieces(&self) -> io::Result<bool> {
+        self.inner.grows_in_pieces().calling(|| self.cannot_itself("tell the file system of"))
     }
     fn lock(&self) -> io::Result<bool> {
         self.inner.lock().calling(|| self.cannot_itself("lock"))

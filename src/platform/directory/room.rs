@@ -2,21 +2,22 @@
 //! Side: both. Touches one directory on FAT.
 //!
 //! A directory on FAT grows like a file, cluster by cluster, and a power cut may tear that: then its
-//! chain of clusters ends in nothing, and none of it can be read any more. So it gets its size while
-//! nothing depends on it. It never shrinks, and the entries of removed names are used again.
+//! chain of clusters ends in nothing, and none of it can be read any more; or a cluster of it is full of
+//! what was there before. So names take the room while nothing depends on the directory, and give it
+//! back. Its size would not say enough: not every entry of it need be free. It never shrinks, and the
+//! entries of removed names are used again.
 
 use std::io;
 
 use super::Directory;
 
-/// 256 entries of 32 bytes: eight reports, their logs, and an operation of a hundred boots.
-const ROOM_BYTES: u64 = 8 * 1024;
-/// What fills entries, and is removed again, has this after the stem of its operation.
+/// So many entries of 32 bytes: for eight reports, their logs, and an operation of a hundred boots.
+const ENTRIES: u64 = 256;
+/// What takes them has this after the stem of its operation.
 const FILLER: &str = ".room";
 /// The longest that a name on FAT may be: 20 entries for 13 of its characters each, and one of its own.
 const LONGEST_NAME: usize = 255;
 const ENTRIES_OF_A_NAME: u64 = 21;
-const ENTRY_BYTES: u64 = 32;
 
 fn filler(stem: &str, number: u64) -> String {
     format!("{:x<LONGEST_NAME$}", format!("{stem}{FILLER}{number:02}"))
@@ -26,9 +27,11 @@ fn filler(stem: &str, number: u64) -> String {
 /// is done where growing is one change. Durable with the next file that is made durable in it, before
 /// which a cut leaves empty files with this stem, like others of an operation that was never begun.
 pub fn make(directory: &dyn Directory, stem: &str) -> io::Result<()> {
-    let Some(room) = directory.room()? else { return Ok(()) };
-    let filled = if room < ROOM_BYTES { fill(directory, stem) } else { Ok(()) };
-    // Those of an attempt that was cut as well: they take the room.
+    if !directory.grows_in_pieces()? {
+        return Ok(());
+    }
+    let filled = fill(directory, stem);
+    // Those of an attempt that was cut as well.
     let prefix = format!("{stem}{FILLER}");
     let mut names = directory.names()?;
     names.retain(|name| name.to_str().is_some_and(|name| name.starts_with(&prefix)));
@@ -39,7 +42,7 @@ pub fn make(directory: &dyn Directory, stem: &str) -> io::Result<()> {
 }
 
 fn fill(directory: &dyn Directory, stem: &str) -> io::Result<()> {
-    for number in 0..ROOM_BYTES.div_ceil(ENTRIES_OF_A_NAME * ENTRY_BYTES) {
+    for number in 0..ENTRIES.div_ceil(ENTRIES_OF_A_NAME) {
         directory.any_file(filler(stem, number).as_ref())?;
     }
     Ok(())
@@ -61,7 +64,7 @@ mod tests {
     fn where_growing_is_one_change_nothing_is_done() {
         let root = tempfile::tempdir().unwrap();
         let directory = directory::open(root.path()).unwrap();
-        assert_eq!(directory.room().unwrap(), None);
+        assert!(!directory.grows_in_pieces().unwrap());
         make(directory.as_ref(), "0123ABCD").unwrap();
         assert!(directory.names().unwrap().is_empty());
     }

@@ -66,6 +66,9 @@ impl Store for WrongStore {
     fn read(&self, name: &str, max_bytes: usize) -> io::Result<Option<Vec<u8>>> {
         self.inner.read(name, max_bytes)
     }
+    fn unlinked(&self) -> io::Result<Vec<String>> {
+        self.inner.unlinked()
+    }
     fn make_room(&mut self, stem: &str) -> io::Result<()> {
         self.inner.make_room(stem)
     }
@@ -185,8 +188,11 @@ impl Directory for Unsynced {
     fn free_bytes(&self) -> io::Result<u64> {
         self.inner.free_bytes()
     }
-    fn room(&self) -> io::Result<Option<u64>> {
-        self.inner.room()
+    fn is_linked(&self, name: &OsStr) -> io::Result<bool> {
+        self.inner.is_linked(name)
+    }
+    fn grows_in_pieces(&self) -> io::Result<bool> {
+        self.inner.grows_in_pieces()
     }
     fn lock(&self) -> io::Result<bool> {
         self.inner.lock()

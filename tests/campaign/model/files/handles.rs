@@ -291,9 +291,14 @@ impl Directory for ModelDirectory {
     fn free_bytes(&self) -> io::Result<u64> {
         self.call(Call::Read, "tell the free space of", None, |_| Ok(1 << 30))
     }
-    fn room(&self) -> io::Result<Option<u64>> {
-        self.call(Call::Read, "tell the size of", None, |files| {
-            Ok(files.room(self.number).map(|entries| entries as u64 * 32))
+    fn is_linked(&self, name: &OsStr) -> io::Result<bool> {
+        self.call(Call::Read, "tell the clusters of", Some(name), |files| {
+            Ok(self.slot(files, name).is_none_or(|slot| !files.is_broken(slot)))
+        })
+    }
+    fn grows_in_pieces(&self) -> io::Result<bool> {
+        self.call(Call::Read, "tell the file system of", None, |files| {
+            Ok(files.flavor == Flavor::Fat)
         })
     }
     fn lock(&self) -> io::Result<bool> {

@@ -184,12 +184,6 @@ impl Files {
         }
     }
 
-    /// How many entries of 32 bytes a directory has room for; none where that does not matter.
-    fn room(&self, directory: u64) -> Option<usize> {
-        let room = self.rooms.get(&directory).copied().unwrap_or(CLUSTER_ENTRIES);
-        (self.flavor == Flavor::Fat).then_some(room)
-    }
-
     /// Directories have no more room than for what is in them, as if by a program that knows nothing of
     /// that.
     pub fn narrow(&mut self) {
@@ -201,8 +195,8 @@ impl Files {
     fn grow(&mut self, directory: u64) {
         let Some(Item::Directory(names)) = self.seen.get(&directory) else { return };
         let needed = room_for(names);
-        let room = self.room(directory).unwrap_or(usize::MAX);
-        if needed > room {
+        let room = self.rooms.get(&directory).copied().unwrap_or(CLUSTER_ENTRIES);
+        if self.flavor == Flavor::Fat && needed > room {
             let is_journal = |name: &OsString| name.as_encoded_bytes().ends_with(b".JNL");
             self.has_grown_committed |= names.keys().any(is_journal);
             self.rooms.insert(directory, needed);
