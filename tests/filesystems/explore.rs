@@ -27,6 +27,8 @@ const SAY_EVERY: Duration = Duration::from_secs(5);
 pub struct Reach {
     /// This worker, and how many there are.
     pub worker: (u64, u64),
+    /// Of what an interruption of the operation leaves, one in so many is followed.
+    pub first: u64,
     /// The recovery of one in so many states is interrupted again.
     pub second: u64,
     /// Of what such an interruption leaves, one in so many is followed.
@@ -144,7 +146,7 @@ impl<'a> Explorer<'a> {
         let mut turn = 0;
         let _ = states::of(&recording, case.written_whole(), &mut |state| {
             let key = key(case, state.image, state.beside);
-            if !self.seen.insert(key) {
+            if !key.is_multiple_of(self.reach.first) || !self.seen.insert(key) {
                 return ControlFlow::Continue(());
             }
             turn += 1;

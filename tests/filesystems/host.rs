@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, getuid, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group};
 use rustix::thread::{CpuSet, sched_getaffinity};
 
 use crate::Arguments;
@@ -87,6 +87,15 @@ struct Kernel {
     nonce: String,
 }
 
+/// CAP_SETPCAP, which who has no others has not either.
+fn may_drop_capabilities() -> bool {
+    const SETPCAP: u32 = 8;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    effective.is_some_and(|bits| bits & (1 << SETPCAP) != 0)
+}
+
 /// Which of our processors is this kernel's.
 fn processor(task: &Task) -> Result<usize, String> {
     let ours = sched_getaffinity(None).map_err(|error| error.to_string())?;
@@ -110,7 +119,7 @@ fn start(task: &Task, arguments: &Arguments) -> Result<Kernel, String> {
     command.arg("--cpu-list").arg(processor(task)?.to_string());
     command.args(["setpriv", "--pdeathsig", "KILL"]);
     // Killed in the midst of a call of its programs, that call is the host's: it must not set its clock.
-    if getuid().is_root() {
+    if may_drop_capabilities() {
         command.args(["--bounding-set=-all", "--inh-caps=-all"]);
     }
     command.args(["--no-new-privs", "--"]);
@@ -131,6 +140,7 @@ fn start(task: &Task, arguments: &Arguments) -> Result<Kernel, String> {
     command.arg(format!("--directory={directory}"));
     command.arg(format!("--modules={}", arguments.modules.display()));
     for (name, value) in [
+        ("first", arguments.first),
         ("second", arguments.second),
         ("one-in", arguments.one_in),
         ("fsck", arguments.fsck),

@@ -123,6 +123,7 @@ fn work(task: &Task, arguments: &Arguments) -> Result<Verdict, String> {
             Task::Explore { worker, of } => {
                 let reach = Reach {
                     worker: (*worker, *of),
+                    first: arguments.first,
                     second: arguments.second,
                     one_in: arguments.one_in,
                     fsck: arguments.fsck,

@@ -43,6 +43,9 @@ use clap::Parser;
 pub struct Arguments {
     /// Only these cases.
     pub cases: Vec<String>,
+    /// Of what an interruption of the operation leaves, one in so many is followed.
+    #[arg(long, default_value_t = 1)]
+    pub first: u64,
     /// The recovery of one in so many states is interrupted again.
     #[arg(long, default_value_t = 10)]
     pub second: u64,
