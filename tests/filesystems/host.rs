@@ -87,7 +87,7 @@ struct Kernel {
     nonce: String,
 }
 
-/// CAP_SETPCAP, which who has no others has not either.
+/// `CAP_SETPCAP`, which who has no others has not either.
 fn may_drop_capabilities() -> bool {
     const SETPCAP: u32 = 8;
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
