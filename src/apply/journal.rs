@@ -151,11 +151,11 @@ impl<C: Commit> Journal<C> {
         // Of an attempt that was cut before its commit.
         store.shred(&file("TAR")).doing(what)?;
         store.remove(&file("RSV")).doing(what)?;
-        store.make_room(&stem(committed.id())).doing(what)?;
         if let Some(archive) = archive {
             store.create(&file("TAR"), archive).doing(what)?;
         }
         store.create(&file("RSV"), &vec![0; RESERVED_BYTES]).doing(what)?;
+        store.make_room(&stem(committed.id())).doing(what)?;
         let bytes = envelope::encode(&committed, C::KIND).doing(what)?;
         if bytes.len() > MAX_BYTES {
             return Err(crate::error::Error::new(what()).because("the journal is too long"));
@@ -397,26 +397,34 @@ pub fn finish(store: &mut dyn Store, report: &Report, log: &str) -> Result<()> {
     Ok(())
 }
 
-/// Removes what was cut off while it was made, and what of it is in clusters that are free: to be done
-/// before anything is made. Not reports, which [`mend`] makes again, nor a journal that has progress:
-/// that one was durable. Returns those that it leaves.
+/// Removes what a cut has left in free clusters: to be done before anything is made. Not a report that
+/// [`mend`] makes again, nor a journal that has progress: that one was durable. Returns those that it
+/// leaves.
 pub fn remove_unlinked(store: &mut dyn Store) -> Result<Vec<String>> {
     let what = || "cannot remove what was cut off while it was made".to_owned();
     let mut left = Vec::new();
-    for name in store.unlinked().doing(what)? {
-        let is_kept = match name.split_once('.') {
-            Some((stem, "JNL")) => has_progress(&store.names().doing(what)?, stem),
-            Some((_, "RPT")) => true,
-            _ => false,
-        };
-        if is_kept {
-            left.push(name);
-        } else {
-            log::warn!("{name} was cut off while it was made: it is removed");
-            store.remove(&name).doing(what)?;
+    let names = store.names().doing(what)?;
+    for name in find::unlinked(store, &names) {
+        let (stem, extension) = name.split_once('.').unwrap_or_default();
+        let has = |extension: &str| names.contains(&format!("{stem}.{extension}"));
+        match extension {
+            "JNL" if has_progress(&names, stem) => left.push(name),
+            "RPT" if has("JNL") || has("REQ") => left.push(name),
+            _ => {
+                log::warn!("{name} was cut off while it was made or removed: it goes");
+                remove_file(store, &name).doing(what)?;
+            }
         }
     }
     Ok(left)
+}
+
+/// Removes a file of an operation, secrets overwritten first.
+fn remove_file(store: &mut dyn Store, name: &str) -> std::io::Result<()> {
+    match name.split_once('.') {
+        Some((_, "SED" | "TAR" | "ARC")) => store.shred(name),
+        _ => store.remove(name),
+    }
 }
 
 /// Makes good what a power cut on FAT leaves of a file that was not synced yet: it is there, and empty,
@@ -519,8 +527,7 @@ pub fn clear_away(store: &mut dyn Store, stem: &str) -> Result<()> {
         };
         match extension {
             "RPT" | "LOG" | "BAD" if is_reported => {}
-            "SED" | "TAR" | "ARC" => store.shred(&name).doing(what)?,
-            _ => store.remove(&name).doing(what)?,
+            _ => remove_file(store, &name).doing(what)?,
         }
     }
     Ok(())

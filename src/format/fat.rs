@@ -16,7 +16,7 @@ const FAT12_CLUSTERS: u64 = 4085;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// Bytes of a cluster.
-    pub cluster_bytes: u64,
+    cluster_bytes: u64,
     /// Where the first table begins, in bytes.
     table: u64,
     /// Where the first cluster begins, in bytes.
@@ -82,26 +82,25 @@ impl Layout {
         (FIRST_CLUSTER..self.clusters + FIRST_CLUSTER).contains(&number)
     }
 
-    /// Whether a chain that begins with this cluster has this many of them, each linked to the next and
-    /// the last one taken. `read` reads from the medium, at bytes from its start.
+    /// Whether a chain that begins with this cluster has an end, and no free cluster before it. `read`
+    /// reads from the medium, at bytes from its start.
     pub fn is_linked(
         &self,
         first: u64,
-        count: u64,
         read: &dyn Fn(u64, &mut [u8]) -> io::Result<()>,
     ) -> io::Result<bool> {
         let mut cluster = first;
-        for left in (0..count).rev() {
+        for _ in 0..self.clusters {
             if !self.is_cluster(cluster) {
                 return Ok(false);
             }
-            let next = self.entry(cluster, read)?;
-            match left {
-                0 => return Ok(next >= FIRST_CLUSTER),
-                _ => cluster = next,
+            cluster = self.entry(cluster, read)?;
+            // The last values are those of an end, and of a bad cluster, which is one as well.
+            if cluster >= (1 << self.bits.min(28)) - 9 {
+                return Ok(true);
             }
         }
-        Ok(true)
+        Ok(false)
     }
 
     fn entry(
@@ -155,10 +154,10 @@ mod tests {
             assert_eq!(layout.cluster_at(layout.data + 512 * 3 + 511), Some(5));
             assert_eq!(layout.cluster_at(layout.data - 1), None);
             assert_eq!(layout.cluster_at(layout.data + clusters * 512), None);
-            // 5 → 9 → 10, the end; 11 → nothing; 12 → a free one.
+            // 5 → 9 → 10, the end; 11 → nothing; 12 → a free one; 14 → 15 → 14.
             let mut table = vec![0_u8; 512];
             let end = (1 << bits.min(28)) - 1;
-            for (cluster, next) in [(5, 9), (9, 10), (10, end), (12, 13)] {
+            for (cluster, next) in [(5, 9), (9, 10), (10, end), (12, 13), (14, 15), (15, 14)] {
                 let bit = usize::try_from(cluster * bits).unwrap();
                 let mut old = [0; 8];
                 old.copy_from_slice(&table[bit / 8..bit / 8 + 8]);
@@ -170,11 +169,10 @@ mod tests {
                 buffer.copy_from_slice(&table[at..at + buffer.len()]);
                 Ok(())
             };
-            let is_linked = |first, count| layout.is_linked(first, count, &read).unwrap();
-            assert!(is_linked(5, 3) && is_linked(5, 2) && is_linked(10, 1) && is_linked(5, 0));
-            assert!(!is_linked(5, 4), "FAT{bits}: it is longer than its chain");
-            assert!(!is_linked(11, 1) && !is_linked(12, 2) && !is_linked(1, 1));
-            assert!(!is_linked(clusters + 2, 1));
+            let is_linked = |first| layout.is_linked(first, &read).unwrap();
+            assert!(is_linked(5) && is_linked(9) && is_linked(10), "FAT{bits}");
+            assert!(!is_linked(11) && !is_linked(12) && !is_linked(1), "FAT{bits}");
+            assert!(!is_linked(clusters + 2) && !is_linked(14), "a ring, FAT{bits}");
         }
     }
 

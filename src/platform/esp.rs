@@ -146,8 +146,8 @@ impl Store for EspDirectory {
         self.own.as_ref().map_or(Ok(None), |own| directory::read(own.as_ref(), name, max_bytes))
     }
 
-    fn unlinked(&self) -> io::Result<Vec<String>> {
-        self.own.as_ref().map_or(Ok(Vec::new()), |own| directory::unlinked(own.as_ref()))
+    fn unlinked(&self, among: Vec<String>) -> Vec<String> {
+        self.own.as_ref().map_or_else(Vec::new, |own| directory::unlinked(own.as_ref(), among))
     }
 
     fn make_room(&mut self, stem: &str) -> io::Result<()> {

@@ -70,12 +70,12 @@ pub trait Store {
     /// The content of one of them; none when it is not there, an error when it is longer than
     /// `max_bytes`.
     fn read(&self, name: &str, max_bytes: usize) -> io::Result<Option<Vec<u8>>>;
-    /// The files that were cut off while they were made and never were durable, where it can be known
-    /// (FAT). Before anything is made they have to go: it may be given the clusters that they name, and
-    /// lose them when they are removed.
-    fn unlinked(&self) -> io::Result<Vec<String>>;
-    /// Makes room for the names of the operation with this stem, durable with the next file that is made,
-    /// so that the directory does not grow while a power cut must leave it readable. Safe to repeat.
+    /// Of these files, those that were cut off while they were made or removed, where it can be
+    /// known (FAT): their clusters are free. Before anything is made they have to go: it may be given the
+    /// clusters that they name, and lose them when they are removed.
+    fn unlinked(&self, among: Vec<String>) -> Vec<String>;
+    /// Makes room for the names of the operation with this stem, durable when this returns, so that the
+    /// directory does not grow while a power cut must leave it readable. Safe to repeat.
     fn make_room(&mut self, stem: &str) -> io::Result<()>;
     /// Makes a file that is not there yet: durable and whole when this returns; after a power cut
     /// whole, damaged or absent. An existing `name` is an error.

@@ -28,9 +28,34 @@ impl Found {
     }
 }
 
-/// Looks at the names.
+/// Looks at the names, and for files that a power cut has left in free clusters.
 pub fn look(store: &dyn Store) -> Result<Found> {
-    Ok(sort(&store.names().doing(|| "cannot look for what there is to do".to_owned())?))
+    let what = || "cannot look for what there is to do".to_owned();
+    let names = store.names().doing(what)?;
+    let mut found = sort(&names);
+    for name in unlinked(store, &names) {
+        let stem = name.split('.').next().unwrap_or_default().to_owned();
+        let known = [&found.committed, &found.staged, &found.flags, &found.leftovers];
+        if !known.iter().any(|stems| stems.contains(&stem)) {
+            found.leftovers.push(stem);
+        }
+    }
+    Ok(found)
+}
+
+/// Of these names, those of our files that a power cut has left in free clusters.
+#[must_use]
+pub fn unlinked(store: &dyn Store, names: &[String]) -> Vec<String> {
+    store.unlinked(names.iter().filter(|name| is_ours(name)).cloned().collect())
+}
+
+/// Whether a name is one that a file of restage has.
+fn is_ours(name: &str) -> bool {
+    name.split_once('.').is_some_and(|(stem, extension)| {
+        is_stem(stem)
+            && extension.len() == 3
+            && extension.bytes().all(|b| b.is_ascii_alphanumeric())
+    })
 }
 
 /// A report ends everything with its stem; a journal is a commit; a request without either is

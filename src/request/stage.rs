@@ -89,8 +89,8 @@ pub fn stage(
     for stem in &found.leftovers {
         clear_away(machine.esp.as_mut(), stem)?;
     }
-    cancel(machine.esp.as_mut(), staged.at)?;
     machine.esp.make_room(&super::stem(id)).doing(what)?;
+    cancel(machine.esp.as_mut(), staged.at)?;
     let ask = &prepared.ask;
     let seeds = if ask.seeds.is_empty() {
         None

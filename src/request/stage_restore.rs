@@ -165,7 +165,8 @@ pub fn stage(
         },
     };
     if let Some(flags) = flags {
-        journal::remove_unlinked(flags)?;
+        // A reset's, whose reports are here.
+        journal::mend::<journal::Committed>(flags, machine.host.now)?;
         tidy_flags(machine.store.as_ref(), flags)?;
         flags.make_room(&super::stem(id)).doing(what)?;
         flags.mark(&file_name(id, "FLG")).doing(what)?;

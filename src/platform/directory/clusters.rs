@@ -42,7 +42,7 @@ pub fn are_linked(file: &File) -> io::Result<bool> {
     read(0, &mut sector)?;
     let layout = Layout::parse(&sector).ok_or_else(|| io::Error::other("no FAT where one is"))?;
     let Some(first) = layout.cluster_at(block * block_bytes) else { return Ok(false) };
-    layout.is_linked(first, metadata.len().div_ceil(layout.cluster_bytes), &read)
+    layout.is_linked(first, &read)
 }
 
 /// The block device with this number. Nothing but the kernel's own names is needed.

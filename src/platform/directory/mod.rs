@@ -227,22 +227,20 @@ pub fn mark(directory: &dyn Directory, name: &str) -> io::Result<()> {
     directory.sync()
 }
 
-/// The files that were cut off while they were made, as FAT leaves them: their clusters are not their
-/// own, so they never were durable.
-pub fn unlinked(directory: &dyn Directory) -> io::Result<Vec<String>> {
-    if !directory.grows_in_pieces()? {
-        return Ok(Vec::new());
+/// Of these files, those with clusters that are free, as a cut leaves them on FAT: while they were made,
+/// or removed. Where that cannot be told, they count as whole: what is asked for is done all the same.
+pub fn unlinked(directory: &dyn Directory, among: Vec<String>) -> Vec<String> {
+    let untold = |error: io::Error| {
+        log::warn!("{}", chain(&error));
+        false
+    };
+    if !directory.grows_in_pieces().unwrap_or_else(untold) {
+        return Vec::new();
     }
-    let mut unlinked = Vec::new();
-    for name in directory.names()? {
-        // What has other names is not restage's.
-        let Some(name) = name.to_str().filter(|name| name.is_ascii()) else { continue };
-        let is_file = directory.look(name.as_ref())?.is_some_and(|n| n.kind == NodeKind::File);
-        if is_file && !directory.is_linked(name.as_ref())? {
-            unlinked.push(name.to_owned());
-        }
-    }
-    Ok(unlinked)
+    let is_unlinked = |name: &String| {
+        directory.is_linked(name.as_ref()).map_or_else(untold, |is_linked| !is_linked)
+    };
+    among.into_iter().filter(is_unlinked).collect()
 }
 
 /// Removes a file, durable when this returns. Safe to repeat.

@@ -23,9 +23,9 @@ fn filler(stem: &str, number: u64) -> String {
     format!("{:x<LONGEST_NAME$}", format!("{stem}{FILLER}{number:02}"))
 }
 
-/// After this a directory does not grow for as many names as restage can need. Safe to repeat; nothing
-/// is done where growing is one change. Durable with the next file that is made durable in it, before
-/// which a cut leaves empty files with this stem, like others of an operation that was never begun.
+/// After this a directory does not grow for as many names as restage can need, durable when this
+/// returns. Safe to repeat; nothing is done where growing is one change. A cut leaves empty files with
+/// this stem, like others of an operation that was never begun.
 pub fn make(directory: &dyn Directory, stem: &str) -> io::Result<()> {
     if !directory.grows_in_pieces()? {
         return Ok(());
@@ -38,6 +38,8 @@ pub fn make(directory: &dyn Directory, stem: &str) -> io::Result<()> {
     for name in names {
         directory.remove_file(&name)?;
     }
+    // New clusters are to be empty before the table says whose they are, which any sync of a file does.
+    directory.sync()?;
     filled
 }
 

@@ -66,8 +66,8 @@ impl Store for WrongStore {
     fn read(&self, name: &str, max_bytes: usize) -> io::Result<Option<Vec<u8>>> {
         self.inner.read(name, max_bytes)
     }
-    fn unlinked(&self) -> io::Result<Vec<String>> {
-        self.inner.unlinked()
+    fn unlinked(&self, among: Vec<String>) -> Vec<String> {
+        self.inner.unlinked(among)
     }
     fn make_room(&mut self, stem: &str) -> io::Result<()> {
         self.inner.make_room(stem)

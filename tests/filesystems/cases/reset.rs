@@ -231,11 +231,11 @@ impl Lab {
         if files != wanted {
             return Err(format!("the ESP holds {:?}", files.keys()));
         }
-        let unlinked = esp.unlinked().map_err(said)?;
+        let mut names = esp.names().map_err(said)?;
+        let unlinked = find::unlinked(&esp, &names);
         if !unlinked.is_empty() {
             return Err(format!("in clusters that are free: {unlinked:?}"));
         }
-        let mut names = esp.names().map_err(said)?;
         // What is in clusters that were never written may look like names.
         names.retain(|name| name.split_once('.').is_some_and(|(stem, _)| stem == STEM));
         let left = names
