@@ -144,7 +144,8 @@ pub struct Journal<C = Committed> {
 
 impl<C: Commit> Journal<C> {
     /// **The commit.** The rendered archive, the reserved space and room for names are durable before
-    /// it, so that nothing after it can fail for want of space, nor a cut tear a directory that grows. A cut anywhere leaves no journal, or this one.
+    /// it, so that nothing after it can fail for want of space, nor a cut tear a directory that grows. A
+    /// cut anywhere leaves no journal, or this one.
     pub fn commit(store: &mut dyn Store, committed: C, archive: Option<&[u8]>) -> Result<Self> {
         let what = || "cannot commit the operation".to_owned();
         let file = |extension| file_name(committed.id(), extension);

@@ -11,6 +11,8 @@ const FIRST_CLUSTER: u64 = 2;
 /// With fewer clusters than this it is FAT12. FAT32 is known by where it has the size of its table, as
 /// the kernel knows it.
 const FAT12_CLUSTERS: u64 = 4085;
+/// A chain that is longer is none of restage's files, and a ring has no end: no boot waits for that.
+const LONGEST_CHAIN: u64 = 1 << 16;
 
 /// Where things are on the medium.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,15 +84,15 @@ impl Layout {
         (FIRST_CLUSTER..self.clusters + FIRST_CLUSTER).contains(&number)
     }
 
-    /// Whether a chain that begins with this cluster has an end, and no free cluster before it. `read`
-    /// reads from the medium, at bytes from its start.
+    /// Whether a chain that begins with this cluster leads to no free cluster, nor to one that is none.
+    /// `read` reads from the medium, at bytes from its start.
     pub fn is_linked(
         &self,
         first: u64,
         read: &dyn Fn(u64, &mut [u8]) -> io::Result<()>,
     ) -> io::Result<bool> {
         let mut cluster = first;
-        for _ in 0..self.clusters {
+        for _ in 0..LONGEST_CHAIN {
             if !self.is_cluster(cluster) {
                 return Ok(false);
             }
@@ -100,7 +102,7 @@ impl Layout {
                 return Ok(true);
             }
         }
-        Ok(false)
+        Ok(true)
     }
 
     fn entry(
@@ -172,7 +174,7 @@ mod tests {
             let is_linked = |first| layout.is_linked(first, &read).unwrap();
             assert!(is_linked(5) && is_linked(9) && is_linked(10), "FAT{bits}");
             assert!(!is_linked(11) && !is_linked(12) && !is_linked(1), "FAT{bits}");
-            assert!(!is_linked(clusters + 2) && !is_linked(14), "a ring, FAT{bits}");
+            assert!(!is_linked(clusters + 2) && is_linked(14), "nothing, and a ring, FAT{bits}");
         }
     }
 

@@ -119,10 +119,10 @@ pub trait Directory {
     fn sync_file_system(&self) -> io::Result<()>;
     /// Free space of its file system, in bytes.
     fn free_bytes(&self) -> io::Result<u64>;
-    /// Whether the clusters of a regular file are its own, as far as it is long. Not so on FAT when it was
-    /// cut off while it was made: then they are free, and the next file may be given them.
+    /// Whether none of the clusters that a regular file names is free. Not so on FAT when it was cut off
+    /// while it was made or removed: then the next file may be given them.
     fn is_linked(&self, name: &OsStr) -> io::Result<bool>;
-    /// Whether a power cut may tear it when it grows: on FAT.
+    /// Whether it grows in more than one change, which a power cut may tear: on FAT.
     fn grows_in_pieces(&self) -> io::Result<bool>;
     /// Takes its exclusive lock until this handle is dropped; false when somebody else has it.
     fn lock(&self) -> io::Result<bool>;
