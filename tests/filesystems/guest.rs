@@ -9,8 +9,18 @@ use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, finit_module, reboot};
 
 /// What they need is found in `modules.dep`; but dm-crypt looks for its ciphers itself.
-const MODULES: [&str; 9] =
-    ["nbd", "nls_cp437", "nls_ascii", "nls_iso8859-1", "vfat", "cbc", "ecb", "xts", "dm-crypt"];
+const MODULES: [&str; 10] = [
+    "nbd",
+    "nls_cp437",
+    "nls_ascii",
+    "nls_iso8859-1",
+    "vfat",
+    "cbc",
+    "ecb",
+    "xts",
+    "crypto_null",
+    "dm-crypt",
+];
 
 /// Mounts what a system has, and loads what it needs.
 pub fn begin(modules: &Path) -> Result<(), String> {

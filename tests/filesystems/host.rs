@@ -126,6 +126,8 @@ fn start(task: &Task, arguments: &Arguments) -> Result<Kernel, String> {
     command.arg(arguments.linux.join("usr/bin/linux.uml"));
     // For processors with more vector registers than this kernel knows of.
     command.env("LD_PRELOAD", arguments.linux.join("xstate.so"));
+    // Newer ones wait for their programs with futexes, where that is possible; others do not know it.
+    command.arg("seccomp=auto");
     command.args([MEMORY, "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw", "gpt"]);
     command.args(["con=null", "con0=null,fd:1", "quiet", "panic=-1", "dirty_ratio=60"]);
     // For the program: a page that it gives back costs a fault when it comes again.

@@ -18,6 +18,8 @@ use crate::medium::{Beside, DISK, Medium};
 pub const ESP: &str = "/dev/nbd0p1";
 /// Where the OS has its ESP.
 pub const OS_ESP: &str = "/run/boot";
+/// As much of the ESP, from its start, as holds its tables and directories.
+const AHEAD_BYTES: usize = 128 << 10;
 /// Every boot begins at this time: what is written does not depend on when it is tried.
 const NOW: i64 = 1_700_000_000;
 
@@ -81,7 +83,17 @@ impl Rig {
 
     /// The ESP as the initrd mounts it: read-only, until there is something to do.
     pub fn esp() -> Result<Mounted, String> {
-        locate::mount(Path::new(ESP)).map_err(|error| format!("the ESP is not mounted: {error}"))
+        let mounted = locate::mount(Path::new(ESP));
+        let mounted = mounted.map_err(|error| format!("the ESP is not mounted: {error}"))?;
+        Self::read_ahead()?;
+        Ok(mounted)
+    }
+
+    /// FAT asks for its tables sector by sector; here each request is a change of processes. Where
+    /// nothing is cached yet, all of them are one.
+    fn read_ahead() -> Result<(), String> {
+        let mut esp = File::open(ESP).map_err(said)?;
+        io::Read::read_exact(&mut esp, &mut vec![0; AHEAD_BYTES]).map_err(said)
     }
 
     /// The ESP that the OS has mounted, which may have gone read-only when it was looked at.
@@ -95,6 +107,7 @@ impl Rig {
         let at = Path::new(OS_ESP);
         std::fs::create_dir_all(at).map_err(said)?;
         mount(ESP, at, c"vfat", MountFlags::NOSUID, c"umask=0077").map_err(said)?;
+        Self::read_ahead()?;
         let done = work(at);
         unmount(at, UnmountFlags::empty()).map_err(|e| format!("the ESP is kept busy: {e}"))?;
         Ok(done)

@@ -1,6 +1,7 @@
 //! Whether the clusters of a file on FAT are linked, as the medium has it.
 //! Side: both. Reads the medium beside the mounted file system, which has the same cache.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -8,6 +9,9 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use crate::format::fat::Layout;
+
+/// What is read from the medium at once.
+const PIECE_BYTES: usize = 4096;
 
 mod ioctl {
     //! The ioctls of `linux/fs.h` for where a file lies.
@@ -37,12 +41,41 @@ pub fn are_linked(file: &File) -> io::Result<bool> {
         return Ok(false);
     }
     let medium = open_medium(metadata.dev())?;
-    let read = |at: u64, buffer: &mut [u8]| medium.read_exact_at(buffer, at);
+    let pieces = RefCell::new(Pieces { medium, at: 0, piece: Vec::new() });
+    let read = |at: u64, buffer: &mut [u8]| pieces.borrow_mut().read(at, buffer);
     let mut sector = [0; 512];
     read(0, &mut sector)?;
     let layout = Layout::parse(&sector).ok_or_else(|| io::Error::other("no FAT where one is"))?;
     let Some(first) = layout.cluster_at(block * block_bytes) else { return Ok(false) };
     layout.is_linked(first, &read)
+}
+
+/// A medium that is read in pieces: the entries of a chain lie beside each other.
+struct Pieces {
+    medium: File,
+    /// Where the piece at hand begins.
+    at: u64,
+    piece: Vec<u8>,
+}
+
+impl Pieces {
+    fn read(&mut self, at: u64, buffer: &mut [u8]) -> io::Result<()> {
+        if self.part(at, buffer.len()).is_none() {
+            self.at = at - at % PIECE_BYTES as u64;
+            // The last one may be a short one; and an entry of 12 bits may lie in two of them.
+            self.piece.resize(2 * PIECE_BYTES, 0);
+            let count = self.medium.read_at(&mut self.piece, self.at)?;
+            self.piece.truncate(count);
+        }
+        let part = self.part(at, buffer.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        buffer.copy_from_slice(part);
+        Ok(())
+    }
+
+    fn part(&self, at: u64, bytes: usize) -> Option<&[u8]> {
+        let start = usize::try_from(at.checked_sub(self.at)?).ok()?;
+        self.piece.get(start..start.checked_add(bytes)?)
+    }
 }
 
 /// The block device with this number. Nothing but the kernel's own names is needed.
@@ -51,4 +84,27 @@ fn open_medium(device: u64) -> io::Result<File> {
     let about = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent"))?;
     let name = about.lines().find_map(|line| line.strip_prefix("DEVNAME="));
     File::open(Path::new("/dev").join(name.ok_or(io::ErrorKind::NotFound)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_asked_for_is_read_as_it_is() {
+        let bytes: Vec<u8> = (0..20_001_u32).map(|at| (at % 251) as u8).collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &bytes).unwrap();
+        let medium = File::open(file.path()).unwrap();
+        let mut pieces = Pieces { medium, at: 0, piece: Vec::new() };
+        for at in [0_usize, 4095, 4094, 8191, 8192, 12_287, 3, 19_997, 100, 16_383] {
+            let mut four = [0; 4];
+            pieces.read(at as u64, &mut four).unwrap();
+            assert_eq!(four, bytes[at..at + 4], "{at}");
+        }
+        for beyond in [19_998, 20_001, 30_000] {
+            let error = pieces.read(beyond, &mut [0; 4]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{beyond}");
+        }
+    }
 }
