@@ -10,6 +10,7 @@ use super::{
 };
 
 const DAMAGED: &str = "a number in the header is damaged";
+const NO_LINK: &str = "the target of a link, and it is none";
 /// Set in the first byte of a number that GNU tar wrote in base 256.
 const BASE_256: u8 = 0x80;
 
@@ -17,6 +18,39 @@ const BASE_256: u8 = 0x80;
 pub(super) struct Header<'a> {
     tar: &'a tar::Header,
     layout: Layout,
+}
+
+/// What other readers would take for something else, or would not read at all, whatever it is an
+/// entry of. Fields that an accepted entry does not use are filled with zeros by all writers.
+fn unread_alike(tar: &tar::Header, block: &[u8; BLOCK]) -> Option<&'static str> {
+    let fields = tar.as_old();
+    let (unused, numbers, texts): (_, _, &[&[u8]]) = match (tar.as_ustar(), tar.as_gnu()) {
+        // Some take bytes after the prefix for the mark of another format, with a shorter one.
+        (Some(ustar), _) => {
+            (block.get(500..), [&ustar.dev_major, &ustar.dev_minor], &[&ustar.prefix])
+        }
+        // Some read a prefix here that is none.
+        (None, Some(gnu)) => (block.get(345..), [&gnu.dev_major, &gnu.dev_minor], &[]),
+        (None, None) => return Some("neither a ustar nor a GNU tar header"),
+    };
+    if !unused.is_some_and(is_empty) {
+        return Some("a field that is in use and should not be");
+    }
+    let is_cut = |text: &&[u8]| text.iter().skip_while(|byte| **byte != 0).any(|byte| *byte != 0);
+    if [&fields.name, &fields.linkname]
+        .into_iter()
+        .map(<[u8; 100]>::as_slice)
+        .chain(texts.iter().copied())
+        .any(|text| is_cut(&text))
+    {
+        return Some("something after the end of a name");
+    }
+    let is_number = |field: &&[u8; 8]| is_empty(*field) || octal(*field).is_some();
+    (!numbers.iter().all(is_number)).then_some(DAMAGED)
+}
+
+fn is_empty(field: &[u8]) -> bool {
+    field.iter().all(|byte| *byte == 0)
 }
 
 /// A refusal that names the entry.
@@ -35,8 +69,8 @@ impl<'a> Header<'a> {
             return bad("a header is damaged, or this is no tar archive");
         }
         let header = Self { tar, layout };
-        if tar.as_ustar().is_none() && tar.as_gnu().is_none() {
-            return header.wrong("neither a ustar nor a GNU tar header");
+        if let Some(why) = unread_alike(tar, block) {
+            return header.wrong(why);
         }
         Ok(header)
     }
@@ -100,12 +134,18 @@ impl<'a> Header<'a> {
         if let Some(why) = unfit_name(name, Layout::Flat) {
             return self.wrong(why);
         }
-        let (Ok(bytes), Ok(modified)) = (self.tar.entry_size(), self.tar.mtime()) else {
+        let fields = self.tar.as_old();
+        if !is_empty(&fields.linkname) {
+            return self.wrong(NO_LINK);
+        }
+        // What is not kept has to be there all the same: others do not read what is damaged.
+        let is_whole = (is_empty(&fields.mode) || octal(&fields.mode).is_some())
+            && id(&fields.uid).is_some()
+            && id(&fields.gid).is_some();
+        let Some(modified) = number(&fields.mtime).filter(|_| is_whole) else {
             return self.wrong(DAMAGED);
         };
-        if bytes > MAX_FILE_BYTES {
-            return self.wrong(TOO_LARGE);
-        }
+        let bytes = self.size().or_else(|why| self.wrong(why))?;
         Ok(Entry::file(name, bytes, modified))
     }
 
@@ -138,7 +178,7 @@ impl<'a> Header<'a> {
                 }
                 Kind::Symlink { target }
             }
-            (_, Some(_)) => return Err("the target of a link, and it is none"),
+            (_, Some(_)) => return Err(NO_LINK),
             (EntryType::Directory, None) => Kind::Directory,
             (_, None) => Kind::File { bytes },
         };
@@ -203,7 +243,7 @@ fn number(field: &[u8]) -> Option<u64> {
 /// The number of an owner or a group. An empty field is zero: all readers agree about it, and a flat
 /// archive has it.
 fn id(field: &[u8]) -> Option<u32> {
-    if field.iter().all(|byte| *byte == 0) {
+    if is_empty(field) {
         return Some(0);
     }
     u32::try_from(number(field)?).ok()

@@ -39,6 +39,10 @@ fn unfit_flat(name: &str) -> Option<&'static str> {
     if name.chars().any(char::is_control) {
         return Some(CONTROL);
     }
+    // Some programs take it for what lies between directories.
+    if name.contains('\\') {
+        return Some("a backslash in the name");
+    }
     if name.len() > MAX_NAME_BYTES {
         return Some("the name is longer than 100 bytes");
     }
