@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use restage::cli::{Cli, Command, Initrd};
 use restage::command::{Exit, backup, initrd, os, restore};
+use restage::platform::console::clean;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -21,7 +22,7 @@ fn main() -> ExitCode {
         Command::Initrd(Initrd::Restore(arguments)) => initrd::restore::restore(arguments),
     };
     let exit = result.unwrap_or_else(|error| {
-        eprintln!("restage: {}", error.chain());
+        eprintln!("restage: {}", clean(&error.chain()));
         Exit::Failed
     });
     ExitCode::from(exit.status())

@@ -11,7 +11,7 @@ use crate::apply::restore;
 use crate::cli::{Cancel, FactoryReset, Place, Status};
 use crate::error::{Doing, Error, Refused, Result};
 use crate::plan::{render, reset};
-use crate::platform::console::{self, Sink};
+use crate::platform::console::{self, Sink, clean};
 use crate::platform::locate::Mounted;
 use crate::platform::{Machine, boot_entry, host, read_bounded};
 use crate::profile::Profile;
@@ -371,5 +371,10 @@ pub(super) fn reboot(is_offline: bool) -> Result<()> {
 }
 
 pub(super) fn print(text: &str) -> Result<()> {
+    let lines = text.split_inclusive('\n').map(|line| match line.strip_suffix('\n') {
+        Some(line) => format!("{}\n", clean(line)),
+        None => clean(line).into_owned(),
+    });
+    let text: String = lines.collect();
     std::io::stdout().write_all(text.as_bytes()).doing(|| "cannot print".to_owned())
 }

@@ -2,6 +2,7 @@
 //! there is no journal; the console in the initrd; and a copy in memory for the operation's log file.
 //! Side: both.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -71,6 +72,17 @@ pub fn status(text: &str) {
     let _ = UnixDatagram::unbound().and_then(|s| s.send_to(message.as_bytes(), socket));
 }
 
+/// A line as it may reach a terminal or a log: what a file says of itself must not move the cursor,
+/// nor begin a line of its own.
+#[must_use]
+pub fn clean(line: &str) -> Cow<'_, str> {
+    if !line.chars().any(char::is_control) {
+        return Cow::Borrowed(line);
+    }
+    let escaped = |c: char| if c.is_control() { c.escape_debug().to_string() } else { c.into() };
+    Cow::Owned(line.chars().map(escaped).collect())
+}
+
 fn priority(level: Level) -> u8 {
     match level {
         Level::Error => 3,
@@ -91,6 +103,7 @@ impl Log for Logger {
             return;
         }
         let text = record.args().to_string();
+        let text = clean(&text);
         let level = priority(record.level());
         let Ok(mut state) = self.state.lock() else { return };
         let id = state.id.as_deref().map(|id| format!(" [{id}]")).unwrap_or_default();
@@ -125,4 +138,15 @@ impl Log for Logger {
     }
 
     fn flush(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::clean;
+
+    #[test]
+    fn what_a_file_says_stays_in_its_line() {
+        assert_eq!(clean("field `ü`"), "field `ü`");
+        assert_eq!(clean("a\n<3>b\r\u{1b}[2J\u{9b}\t"), "a\\n<3>b\\r\\u{1b}[2J\\u{9b}\\t");
+    }
 }

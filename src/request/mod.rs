@@ -2,6 +2,7 @@
 //! Types only; `stage` is the OS side, `find` the initrd side.
 
 pub mod find;
+mod json;
 pub mod restore;
 pub mod stage;
 pub mod stage_restore;
@@ -27,7 +28,7 @@ pub struct ResetOptions {
     #[serde(default)]
     pub wipe_existing_seeds: bool,
     /// Seeds to write.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::each_once")]
     pub seeds: BTreeMap<String, Box<RawValue>>,
 }
 
@@ -68,6 +69,10 @@ pub fn check_seeds(seeds: &Seeds, profile: &Profile) -> Result<(), Refused> {
         }
         if !value.get().starts_with('{') {
             return refuse(format!("field `seeds.{name}`: not a JSON object"));
+        }
+        // It is written as it stands here: what reads it must be able to.
+        if let Err(error) = json::check(value.get()) {
+            return refuse(format!("field `seeds.{name}`: {error}"));
         }
     }
     Ok(())

@@ -37,6 +37,9 @@ pub struct Rig {
 impl Rig {
     pub fn new(layout: Layout) -> Self {
         let system = System::new("here", OLD);
+        // As where a restore has been staged once.
+        fs::create_dir_all(system.own()).unwrap();
+        fs::create_dir_all(system.esp().join("restage")).unwrap();
         let profile = (layout == Layout::Tree).then(|| {
             let text = include_str!("../../src/profile/incusos.json");
             let mut profile: serde_json::Value = serde_json::from_str(text).unwrap();
@@ -51,6 +54,10 @@ impl Rig {
 
     pub fn file(&self, name: &str) -> PathBuf {
         self.system.file(name)
+    }
+
+    pub fn volume(&self, name: &str) -> PathBuf {
+        self.system.volume(name)
     }
 
     pub fn restage(&self, arguments: &[&str]) -> Output {

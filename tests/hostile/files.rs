@@ -1,0 +1,202 @@
+//! Hostile files of the other formats, each where it would come from.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use crate::fixtures::files::{self, Hostile, Place};
+use crate::fixtures::tar::Tar;
+use crate::rig::Rig;
+use crate::said;
+use crate::support::disk::{Disk, list};
+use crate::support::state::{OLD, state_text};
+use restage::format::archive::Layout;
+
+fn reset(disk: &Disk, arguments: &[&str]) -> Output {
+    let binary = std::env::var("RESTAGE_BIN").ok();
+    let binary = binary.unwrap_or_else(|| env!("CARGO_BIN_EXE_restage").to_owned());
+    let mut command = Command::new(binary);
+    command.args(arguments).arg("--disk").arg(disk.image()).arg("--esp").arg(disk.esp());
+    command.args(["--tcti", "none"]).stdin(Stdio::null()).output().unwrap()
+}
+
+const STAGE: [&str; 4] = ["factory-reset", "--force", "-d", r#"{"allow_tpm_reset_failure":true}"#];
+
+/// What is wrong with an answer, if anything.
+fn wrong(hostile: &Hostile, output: &Output) -> Option<String> {
+    let said = said(output);
+    let is_told = !hostile.message.is_empty() && said.contains(hostile.message);
+    let is_clean = said.chars().all(|c| c == '\n' || !c.is_control());
+    // Failed before anything was committed, used wrongly, or refused.
+    let is_refused = matches!(output.status.code(), Some(1..=3));
+    (!is_told || !is_clean || !is_refused || said.len() > 4000).then(|| {
+        let said: String = said.escape_debug().take(600).collect();
+        format!("{}: {}, `{}` wanted: {said}", hostile.name, output.status, hostile.message)
+    })
+}
+
+fn each(corpus: &[Hostile], mut one: impl FnMut(&Hostile) -> Option<String>) {
+    let failures: Vec<String> = corpus.iter().filter_map(&mut one).collect();
+    assert!(
+        failures.is_empty(),
+        "{} of {}:\n{}",
+        failures.len(),
+        corpus.len(),
+        failures.join("\n")
+    );
+}
+
+fn changed(hostile: &Hostile, is_changed: bool) -> Option<String> {
+    is_changed.then(|| format!("{}: a change", hostile.name))
+}
+
+#[test]
+fn a_hostile_wish_is_refused_and_nothing_changes() {
+    let disk = Disk::new();
+    let before = (disk.bytes(), list(&disk.esp()));
+    let file = disk.esp().parent().unwrap().join("wish.json");
+    each(&files::contracts(), |hostile| {
+        fs::write(&file, &hostile.bytes).unwrap();
+        let data = format!("@{}", file.display());
+        let output = reset(&disk, &["factory-reset", "--force", "-d", &data]);
+        wrong(hostile, &output)
+            .or_else(|| changed(hostile, (disk.bytes(), list(&disk.esp())) != before))
+    });
+}
+
+#[test]
+fn a_hostile_profile_is_refused_and_nothing_changes() {
+    let disk = Disk::new();
+    let before = (disk.bytes(), list(&disk.esp()));
+    let file = disk.esp().parent().unwrap().join("profile.json");
+    let good = include_str!("../../src/profile/incusos.json");
+    each(&files::profiles(good), |hostile| {
+        fs::write(&file, &hostile.bytes).unwrap();
+        let output = reset(&disk, &[&STAGE[..], &["--profile", file.to_str().unwrap()]].concat());
+        wrong(hostile, &output)
+            .or_else(|| changed(hostile, (disk.bytes(), list(&disk.esp())) != before))
+    });
+}
+
+#[test]
+fn a_hostile_request_is_set_aside_at_boot_and_nothing_is_lost() {
+    let disk = Disk::new();
+    let own = disk.esp().join("restage");
+    let staged = reset(&disk, &STAGE);
+    assert!(staged.status.success(), "{}", said(&staged));
+    let path = disk.file("REQ");
+    let good = fs::read(&path).unwrap();
+    let before = disk.bytes();
+    each(&files::requests(&good), |hostile| {
+        fs::remove_dir_all(&own).unwrap();
+        fs::create_dir(&own).unwrap();
+        fs::write(&path, &hostile.bytes).unwrap();
+        let output = reset(&disk, &["initrd", "reset"]);
+        let left: Vec<String> = disk
+            .names()
+            .into_iter()
+            .filter(|name| name.ends_with("REQ") || name.ends_with("JNL"))
+            .collect();
+        let again = reset(&disk, &["initrd", "reset"]);
+        let is_over = again.status.code() == Some(0);
+        wrong(hostile, &output)
+            .or_else(|| changed(hostile, disk.bytes() != before))
+            .or_else(|| (!left.is_empty()).then(|| format!("{}: left: {left:?}", hostile.name)))
+            .or_else(|| (!is_over).then(|| format!("{}: again: {}", hostile.name, said(&again))))
+    });
+}
+
+/// The disk with something else in it: refused at staging.
+fn with_on_disk(corpus: &[Hostile], put: impl Fn(&Disk, &[u8])) {
+    let disk = Disk::new();
+    let original = disk.bytes();
+    each(corpus, |hostile| {
+        disk.overwrite(0, &original);
+        put(&disk, &hostile.bytes);
+        let before = (disk.bytes(), list(&disk.esp()));
+        let output = reset(&disk, &STAGE);
+        wrong(hostile, &output)
+            .or_else(|| changed(hostile, (disk.bytes(), list(&disk.esp())) != before))
+    });
+}
+
+#[test]
+fn hostile_seeds_are_refused_and_nothing_changes() {
+    with_on_disk(&files::seeds(), |disk, bytes| {
+        disk.overwrite(disk.range(2).start as u64, bytes);
+    });
+}
+
+#[test]
+fn a_hostile_partition_table_is_refused_and_nothing_changes() {
+    let good = Disk::new().bytes()[..34 * 512].to_vec();
+    with_on_disk(&files::tables(&good), |disk, bytes| {
+        disk.overwrite(0, bytes);
+        disk.overwrite(disk.bytes().len() as u64 - 33 * 512, &vec![0; 33 * 512]);
+    });
+}
+
+/// A backup of another machine with this state file.
+fn backup(state: &[u8]) -> Vec<u8> {
+    Tar::default().file("state.txt", state).file("zpool.local.key", b"key").ended()
+}
+
+#[test]
+fn a_hostile_state_file_is_refused_and_nothing_changes() {
+    let rig = Rig::new(Layout::Flat);
+    let before = rig.everything();
+    let file = rig.file("hostile.tar.gz");
+    each(&files::states(&state_text("other", OLD), OLD), |hostile| {
+        fs::write(&file, backup(&hostile.bytes)).unwrap();
+        let output = rig.restage(&["restore", file.to_str().unwrap(), "--force"]);
+        wrong(hostile, &output).or_else(|| changed(hostile, rig.everything() != before))
+    });
+}
+
+#[test]
+fn a_hostile_volume_is_refused_and_nothing_changes() {
+    let rig = Rig::new(Layout::Flat);
+    let volume = rig.volume("root");
+    let good = fs::read(&volume).unwrap();
+    let file = rig.file("backup.tar.gz");
+    fs::write(&file, backup(state_text("other", OLD).as_bytes())).unwrap();
+    each(&files::volumes(&good[..0x8000]), |hostile| {
+        overwrite(&volume, &hostile.bytes);
+        let before = rig.everything();
+        let output = rig.restage(&["restore", file.to_str().unwrap(), "--force"]);
+        let verdict =
+            wrong(hostile, &output).or_else(|| changed(hostile, rig.everything() != before));
+        overwrite(&volume, &good[..0x8000]);
+        verdict
+    });
+    // The last word is with the good one: what was refused was refused for what it was.
+    let output = rig.restage(&["restore", file.to_str().unwrap(), "--force"]);
+    assert!(output.status.success(), "{}", said(&output));
+}
+
+fn overwrite(path: &Path, bytes: &[u8]) {
+    fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(bytes, 0).unwrap();
+}
+
+#[test]
+fn there_are_as_many_of_other_formats_as_there_have_to_be() {
+    let disk = Disk::new();
+    assert!(reset(&disk, &STAGE).status.success());
+    let rig = Rig::new(Layout::Flat);
+    let all = [
+        files::contracts(),
+        files::requests(&fs::read(disk.file("REQ")).unwrap()),
+        files::profiles(include_str!("../../src/profile/incusos.json")),
+        files::states(&state_text("other", OLD), OLD),
+        files::seeds(),
+        files::tables(&disk.bytes()[..34 * 512]),
+        files::volumes(&fs::read(rig.volume("root")).unwrap()[..0x8000]),
+    ];
+    let all: Vec<Hostile> = all.into_iter().flatten().collect();
+    assert!(all.len() >= 150, "{}", all.len());
+    let mut names: Vec<(Place, &str)> = all.iter().map(|h| (h.place, h.name.as_str())).collect();
+    names.sort_by_key(|(_, name)| *name);
+    names.dedup();
+    assert_eq!(names.len(), all.len(), "each has a name of its own");
+}
