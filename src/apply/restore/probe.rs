@@ -98,7 +98,8 @@ fn volumes(machine: &Machine, profile: &State) -> Result<Vec<VolumeFacts>> {
         let header = volume.header();
         let header =
             header.map_err(|error| format!("cannot read its LUKS2 header: {}", chain(&error)));
-        let header = header.and_then(|found| found.ok_or_else(|| "no LUKS2 header".to_owned()));
+        let header =
+            header.and_then(|found| found.ok_or_else(|| "no valid LUKS2 header".to_owned()));
         let own_key = match &header {
             Err(why) => Err(why.clone()),
             Ok(header) => own_key(machine, volume, header, &asked.key)?,
