@@ -199,8 +199,15 @@ build_tools_tree() {
 UML_RELEASE=forky
 fetch_uml() {
     local dir=$CACHE/uml
-    "$dir/usr/bin/linux.uml" --version >/dev/null 2>&1 || uml_of_testing || uml_of_host
-    local source=$ROOT/tests/filesystems/xstate.c
+    # Written last: a tree without it is a part of one.
+    if [[ ! -e $dir/complete ]] || ! "$dir/usr/bin/linux.uml" --version >/dev/null 2>&1; then
+        uml_of_testing || uml_of_host
+        touch "$dir/complete"
+    fi
+    uml_xstate
+}
+uml_xstate() {
+    local dir=$CACHE/uml source=$ROOT/tests/filesystems/xstate.c
     [[ $dir/xstate.so -nt $source ]] ||
         gcc -O2 -Wall -Wextra -Werror -shared -fPIC -o "$dir/xstate.so" "$source" -ldl
 }
@@ -217,7 +224,7 @@ uml_of_testing() (
     mkdir "$dir/lib" && mv "$tmp"/libc/usr/lib/x86_64-linux-gnu/{ld-linux-x86-64.so.2,libc.so.6} "$dir/lib" || return
     patchelf --set-interpreter "$dir/lib/ld-linux-x86-64.so.2" --set-rpath "$dir/lib" "$dir/usr/bin/linux.uml" || return
     rm -rf "$tmp"
-    starts_uml && return
+    uml_xstate && starts_uml && return
     say "it does not start here"
     return 1
 )
@@ -227,14 +234,15 @@ uml_of_host() {
     rm -rf "$dir" "$tmp" && mkdir -p "$tmp"
     apt-cache show user-mode-linux >/dev/null 2>&1 || as_root apt-get -q update >&2
     (cd "$tmp" && apt-get -qq -o APT::Sandbox::User=root download user-mode-linux)
-    dpkg -x "$tmp"/user-mode-linux_*.deb "$dir" && rm -rf "$tmp"
+    dpkg -x "$tmp"/user-mode-linux_*.deb "$dir"
+    rm -rf "$tmp"
     [[ -x $dir/usr/bin/linux.uml ]] || die "the package user-mode-linux has no linux.uml"
 }
 # Whether it gets as far as its first program.
 starts_uml() {
     local said=$CACHE/uml/start.log
     # That program ends at once, and so the kernel panics.
-    (timeout --kill-after=5 60 "$CACHE/uml/usr/bin/linux.uml" mem=256M seccomp=auto con=null con0=null,fd:1 \
+    (LD_PRELOAD=$CACHE/uml/xstate.so timeout --kill-after=5 60 "$CACHE/uml/usr/bin/linux.uml" mem=256M seccomp=auto con=null con0=null,fd:1 \
         root=/dev/root rootfstype=hostfs rootflags=/ init=/bin/true panic=-1 uml_dir="$CACHE/uml/" umid=start \
         </dev/null >"$said" 2>&1) 2>/dev/null || true
     rm -rf "$CACHE/uml/start"

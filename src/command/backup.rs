@@ -18,7 +18,7 @@ use crate::format::archive::{Entry, Kind, ReadError, Writer};
 use crate::format::hex;
 use crate::format::state::StateFile;
 use crate::plan::restore::Backup;
-use crate::platform::console::{self, Sink};
+use crate::platform::console::{self, Sink, clean};
 use crate::platform::new_file::NewFile;
 use crate::platform::state_fs::{Place, only_entries};
 use crate::profile::{Profile, State};
@@ -238,5 +238,5 @@ fn text(backup: &Backup) -> String {
         Some(Err(why)) => lines.push(format!("state file: {why}")),
     }
     lines.push(String::new());
-    lines.join("\n")
+    lines.iter().map(|line| clean(line)).collect::<Vec<_>>().join("\n")
 }

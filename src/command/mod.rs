@@ -166,7 +166,14 @@ fn running(place: &Place, profile: &Profile, side: Side) -> Result<(Machine, Opt
 /// Prints JSON, for programs.
 fn print_json(value: &impl Serialize) -> Result<()> {
     let what = || "cannot print".to_owned();
-    let mut text = serde_json::to_string_pretty(value).doing(what)?;
+    let text = serde_json::to_string_pretty(value).doing(what)?;
+    // JSON lets these stand, and a terminal obeys them.
+    let escaped = |c: char| match c {
+        '\n' => c.to_string(),
+        c if c.is_control() => format!("\\u{:04x}", u32::from(c)),
+        c => c.to_string(),
+    };
+    let mut text: String = text.chars().map(escaped).collect();
     text.push('\n');
     std::io::stdout().write_all(text.as_bytes()).doing(what)
 }

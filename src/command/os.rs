@@ -204,7 +204,7 @@ fn text(status: &stage::Status, restores: &RestoreStatus) -> String {
         lines.push("nothing is staged, and nothing is on record".to_owned());
     }
     lines.push(String::new());
-    lines.join("\n")
+    lines.iter().map(|line| clean(line)).collect::<Vec<_>>().join("\n")
 }
 
 /// What it says of restores.

@@ -21,9 +21,6 @@ use crate::platform::state_fs::Place;
 use crate::profile::{Profile, State};
 use crate::report::{Outcome, Report};
 
-/// A compressed archive is hardly larger than what is in it.
-const OVERHEAD_BYTES: u64 = 16 << 20;
-
 /// A backup that would be accepted.
 pub struct Checked {
     /// What is in it.
@@ -123,7 +120,7 @@ pub fn take_in(
     for stem in found.leftovers {
         clear_away(machine.store.as_mut(), &stem)?;
     }
-    let limit = profile.max_bytes.saturating_add(OVERHEAD_BYTES);
+    let limit = profile.max_bytes.saturating_add(extract::OVERHEAD_BYTES);
     let mut source = extract::Hashing::new(source.take(limit));
     machine.store.create_from(&file_name(id, "ARC"), &mut source).doing(what)?;
     let (sha256, bytes) = source.finish();

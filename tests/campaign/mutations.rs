@@ -341,11 +341,12 @@ impl Copy {
         if output.status.success() {
             return Verdict::NotSeen;
         }
-        let told = String::from_utf8_lossy(&output.stdout);
-        println!(
-            "{}",
-            told.lines().find(|line| line.starts_with("VIOLATION")).unwrap_or("it ends")
-        );
+        // A campaign that could not begin has seen nothing.
+        let told = [output.stdout, output.stderr].concat();
+        let told = String::from_utf8_lossy(&told).into_owned();
+        let is_it = |line: &&str| line.starts_with("VIOLATION") || line.contains("panicked at");
+        let Some(line) = told.lines().find(is_it) else { return Verdict::NotSeen };
+        println!("{line}");
         Verdict::Seen
     }
 }

@@ -28,8 +28,14 @@ fn wrong(hostile: &Hostile, output: &Output) -> Option<String> {
     let said = said(output);
     let is_told = !hostile.message.is_empty() && said.contains(hostile.message);
     let is_clean = said.chars().all(|c| c == '\n' || !c.is_control());
-    // Failed before anything was committed, used wrongly, or refused.
-    let is_refused = matches!(output.status.code(), Some(1..=3));
+    // A profile or a table that cannot be read is a failure; so is a wish that is no text.
+    let wanted = match hostile.place {
+        Place::Profile => 1,
+        Place::Table if hostile.message != "overlap" => 1,
+        Place::Contract if hostile.message == "cannot read the options" => 1,
+        _ => 3,
+    };
+    let is_refused = output.status.code() == Some(wanted);
     (!is_told || !is_clean || !is_refused || said.len() > 4000).then(|| {
         let said: String = said.escape_debug().take(600).collect();
         format!("{}: {}, `{}` wanted: {said}", hostile.name, output.status, hostile.message)

@@ -29,13 +29,14 @@ const BATCH: u64 = 500;
 const ACCEPTED_PERCENT: u64 = 20;
 const LIMITS: Limits = Limits { files: 100, bytes: 1 << 20 };
 
-/// What is in an archive, by name: what it is, its length, and its SHA-256 or the target.
-type Seen = BTreeMap<String, (String, u64, String)>;
+/// What is in an archive, by name: what it is, its length, its SHA-256 or the target, and of a tree
+/// mode, owner, group and time, which extracting needs rights for.
+type Seen = BTreeMap<String, (String, u64, String, Option<[u64; 4]>)>;
 
 #[derive(Deserialize)]
 struct Line {
     archive: String,
-    entries: Vec<(String, String, u64, String)>,
+    entries: Vec<(String, String, u64, String, [u64; 4])>,
     error: String,
 }
 
@@ -54,13 +55,28 @@ fn ours(layout: Layout, bytes: &[u8]) -> Option<Seen> {
             Kind::Directory => ("directory", String::new()),
             Kind::Symlink { target } => ("link", target.clone()),
         };
-        seen.insert(entry.name.clone(), (is.0.to_owned(), entry.bytes(), is.1));
+        let about = &entry.attributes;
+        let about = [about.mode.into(), about.owner.into(), about.group.into(), about.modified];
+        // A flat one keeps none of them.
+        let about = (layout == Layout::Tree).then_some(about);
+        seen.insert(entry.name.clone(), (is.0.to_owned(), entry.bytes(), is.1, about));
         Ok(())
     })
     .ok()?;
     // Others make no difference whether the top is told.
     seen.remove(".");
     Some(seen)
+}
+
+/// Whether two have seen the same, as far as both have looked.
+fn is_alike(one: &Seen, other: &Seen) -> bool {
+    one.len() == other.len()
+        && one.iter().zip(other).all(|((one_name, one), (name, other))| {
+            let are_about = one.3.zip(other.3).is_none_or(|(one, other)| one == other);
+            one_name == name
+                && (&one.0, one.1, &one.2) == (&other.0, other.1, &other.2)
+                && are_about
+        })
 }
 
 /// A name as all agree about it.
@@ -81,8 +97,8 @@ fn printed(command: &mut Command) -> BTreeMap<String, Result<Seen, String>> {
                 return (line.archive, Err(line.error));
             }
             let count = line.entries.len();
-            let is = |(kind, name, bytes, rest): (String, String, u64, String)| {
-                (plain(&name).to_owned(), (kind, bytes, rest))
+            let is = |(kind, name, bytes, rest, about): (String, String, u64, String, [u64; 4])| {
+                (plain(&name).to_owned(), (kind, bytes, rest, Some(about)))
             };
             let mut seen: Seen = line.entries.into_iter().map(is).collect();
             let is_once = seen.len() == count;
@@ -120,13 +136,13 @@ fn look(directory: &Path, prefix: &str, seen: &mut Seen) {
         let kind = entry.file_type().unwrap();
         let is = if kind.is_dir() {
             look(&entry.path(), &format!("{name}/"), seen);
-            ("directory".to_owned(), 0, String::new())
+            ("directory".to_owned(), 0, String::new(), None)
         } else if kind.is_symlink() {
             let target = fs::read_link(entry.path()).unwrap();
-            ("link".to_owned(), 0, target.into_os_string().into_string().unwrap())
+            ("link".to_owned(), 0, target.into_os_string().into_string().unwrap(), None)
         } else {
             let bytes = fs::read(entry.path()).unwrap();
-            ("file".to_owned(), bytes.len() as u64, sha256_hex(&bytes))
+            ("file".to_owned(), bytes.len() as u64, sha256_hex(&bytes), None)
         };
         seen.insert(name, is);
     }
@@ -181,7 +197,7 @@ fn what_is_accepted_all_readers_see_alike() {
                 ("bsdtar", &by_bsdtar),
             ];
             for (reader, found) in found {
-                if found.as_ref() != Ok(wanted) {
+                if !found.as_ref().is_ok_and(|found| is_alike(found, wanted)) {
                     failures.push(format!("{name}: {reader}: {found:?}\n    restage: {wanted:?}"));
                 }
             }

@@ -19,6 +19,10 @@ type found struct {
 	Error   string  `json:"error"`
 }
 
+func about(header *tar.Header) []int64 {
+	return []int64{header.Mode, int64(header.Uid), int64(header.Gid), header.ModTime.Unix()}
+}
+
 func entries(path string) ([][]any, error) {
 	all := [][]any{}
 	file, err := os.Open(path)
@@ -49,13 +53,13 @@ func entries(path string) ([][]any, error) {
 				return all, errors.New("a file that is not as long as it says")
 			}
 			sum := sha256.Sum256(content)
-			all = append(all, []any{"file", header.Name, header.Size, hex.EncodeToString(sum[:])})
+			all = append(all, []any{"file", header.Name, header.Size, hex.EncodeToString(sum[:]), about(header)})
 		case tar.TypeDir:
-			all = append(all, []any{"directory", header.Name, 0, ""})
+			all = append(all, []any{"directory", header.Name, 0, "", about(header)})
 		case tar.TypeSymlink:
-			all = append(all, []any{"link", header.Name, 0, header.Linkname})
+			all = append(all, []any{"link", header.Name, 0, header.Linkname, about(header)})
 		default:
-			all = append(all, []any{"other", header.Name, header.Size, ""})
+			all = append(all, []any{"other", header.Name, header.Size, "", about(header)})
 		}
 	}
 }

@@ -21,6 +21,9 @@ use crate::request::restore::{RestoreRequest, SkipItem};
 /// A state file is a page of text.
 pub const MAX_STATE_BYTES: u64 = 1 << 20;
 
+/// What an archive may have in excess of the files in it.
+pub const OVERHEAD_BYTES: u64 = 16 << 20;
+
 /// Digests what passes through it.
 pub struct Hashing<R> {
     inner: R,
@@ -63,8 +66,10 @@ pub fn read(
     let mut state: Option<Zeroizing<Vec<u8>>> = None;
     let state_file = profile.settings.as_ref().map(|settings| settings.file.as_str());
     let limits = Limits { files: profile.max_files, bytes: profile.max_bytes };
-    let mut source = BufReader::new(Hashing::new(source));
-    archive::read(&mut source, profile.layout, limits, &mut |entry, content| {
+    // Also of what takes no room when it is unpacked.
+    let limit = profile.max_bytes.saturating_add(OVERHEAD_BYTES);
+    let mut source = BufReader::new(Hashing::new(source.take(limit)));
+    let read = archive::read(&mut source, profile.layout, limits, &mut |entry, content| {
         let mut content = Hashing::new(content);
         if Some(entry.name.as_str()) == state_file {
             let mut bytes = Zeroizing::new(Vec::new());
@@ -81,7 +86,11 @@ pub fn read(
             others.insert(entry.name.clone(), entry.kind.clone());
         }
         Ok(())
-    })?;
+    });
+    if source.get_ref().bytes >= limit {
+        return Err(ReadError::Bad(format!("it is larger than {limit} bytes")));
+    }
+    read?;
     let state = state_file.map(|_| match state {
         None => Err("it is not there".to_owned()),
         Some(bytes) => parse_state(&bytes),

@@ -5,8 +5,8 @@ use tar::EntryType;
 
 use super::name::{TOP, unfit_target};
 use super::{
-    Attributes, BLOCK, Entry, Kind, Layout, MAX_FILE_BYTES, MODE, MODE_BITS, ReadError, TOO_LARGE,
-    bad, pax, shown, unfit_name,
+    Attributes, BLOCK, Entry, Kind, Layout, MAX_FILE_BYTES, MAX_TIME, MODE, MODE_BITS, ReadError,
+    TIME, TOO_LARGE, bad, pax, shown, unfit_name,
 };
 
 const DAMAGED: &str = "a number in the header is damaged";
@@ -46,7 +46,13 @@ fn unread_alike(tar: &tar::Header, block: &[u8; BLOCK]) -> Option<&'static str> 
         return Some("something after the end of a name");
     }
     let is_number = |field: &&[u8; 8]| is_empty(*field) || octal(*field).is_some();
-    (!numbers.iter().all(is_number)).then_some(DAMAGED)
+    let is_whole = numbers.iter().all(is_number)
+        && is_number(&&fields.mode)
+        && id(&fields.uid).is_some()
+        && id(&fields.gid).is_some()
+        && number(&fields.mtime).is_some();
+    // Also where pax records take their place.
+    (!is_whole).then_some(DAMAGED)
 }
 
 fn is_empty(field: &[u8]) -> bool {
@@ -65,7 +71,8 @@ impl<'a> Header<'a> {
         let sum = |range: std::ops::Range<usize>| -> u32 {
             block.get(range).unwrap_or_default().iter().map(|byte| u32::from(*byte)).sum()
         };
-        if tar.cksum().ok() != Some(sum(0..148) + 8 * 32 + sum(156..BLOCK)) {
+        let said = octal(&tar.as_old().cksum);
+        if said != Some(u64::from(sum(0..148) + 8 * 32 + sum(156..BLOCK))) {
             return bad("a header is damaged, or this is no tar archive");
         }
         let header = Self { tar, layout };
@@ -108,6 +115,10 @@ impl<'a> Header<'a> {
 
     fn refused_kind(&self) -> Option<&'static str> {
         let is_flat = self.layout == Layout::Flat;
+        // With a name that ends in a slash some take it for a directory, without content.
+        if self.tar.as_old().linkflag == [0] {
+            return Some("a file as it was marked before POSIX");
+        }
         match self.tar.entry_type() {
             EntryType::Regular => None,
             EntryType::Directory => is_flat.then_some("a directory"),
@@ -138,13 +149,12 @@ impl<'a> Header<'a> {
         if !is_empty(&fields.linkname) {
             return self.wrong(NO_LINK);
         }
-        // What is not kept has to be there all the same: others do not read what is damaged.
-        let is_whole = (is_empty(&fields.mode) || octal(&fields.mode).is_some())
-            && id(&fields.uid).is_some()
-            && id(&fields.gid).is_some();
-        let Some(modified) = number(&fields.mtime).filter(|_| is_whole) else {
+        let Some(modified) = number(&fields.mtime) else {
             return self.wrong(DAMAGED);
         };
+        if modified > MAX_TIME {
+            return self.wrong(TIME);
+        }
         let bytes = self.size().or_else(|why| self.wrong(why))?;
         Ok(Entry::file(name, bytes, modified))
     }
@@ -194,6 +204,7 @@ impl<'a> Header<'a> {
             modified: records.modified.or_else(|| number(&fields.mtime)).ok_or(DAMAGED)?,
             xattrs: records.xattrs,
         };
+        attributes.unfit()?;
         Ok(Entry { name: name.to_owned(), kind, attributes })
     }
 

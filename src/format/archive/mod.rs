@@ -27,6 +27,11 @@ const MAX_FILE_BYTES: u64 = 0o777_7777_7777;
 /// Permissions, set-id and sticky bits: what `chmod` takes.
 const MODE_BITS: u32 = 0o7777;
 const TOO_LARGE: &str = "larger than 8 GiB";
+/// Seconds since 1970 that the kernel can be told.
+const MAX_TIME: u64 = i64::MAX as u64;
+const TIME: &str = "a time that is none";
+/// All pax headers of an archive together: their attributes are held in memory.
+const MAX_PAX_BYTES: u64 = 16 << 20;
 const MODE: &str = "a mode of more than permissions";
 
 /// What a backup may hold.
@@ -89,6 +94,20 @@ pub struct Attributes {
     pub modified: u64,
     /// Extended attributes, access control lists among them.
     pub xattrs: BTreeMap<String, Vec<u8>>,
+}
+
+impl Attributes {
+    /// Whether a file can have them.
+    fn unfit(&self) -> Result<(), &'static str> {
+        // The number that means no change of it.
+        if self.owner == u32::MAX || self.group == u32::MAX {
+            return Err("an owner or a group that is none");
+        }
+        if self.modified > MAX_TIME {
+            return Err(TIME);
+        }
+        Ok(())
+    }
 }
 
 impl Default for Attributes {

@@ -10,6 +10,9 @@ pub(super) const MAX_BYTES: u64 = 1 << 20;
 const XATTR: &str = "SCHILY.xattr.";
 /// Linux takes no longer ones.
 const MAX_XATTR_NAME_BYTES: usize = 255;
+const MAX_XATTR_BYTES: usize = 64 << 10;
+/// The only ones of the namespace `system`.
+const ACLS: [&str; 2] = ["system.posix_acl_access", "system.posix_acl_default"];
 
 /// What the records say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,13 +44,21 @@ pub(super) fn parse(mut bytes: &[u8]) -> Result<Records, String> {
             b"uid" => records.owner = Some(number()?),
             b"gid" => records.group = Some(number()?),
             b"mtime" => records.modified = Some(seconds(&text()?).ok_or_else(damaged)?),
-            // GNU tar writes them; they are not restored.
-            b"atime" | b"ctime" | b"uname" | b"gname" => {}
+            // GNU tar writes them; they are not restored, but others read them.
+            b"atime" | b"ctime" => {
+                let text = text()?;
+                seconds(text.strip_prefix('-').unwrap_or(&text)).ok_or_else(damaged)?;
+            }
+            b"uname" | b"gname" => {
+                if value.contains(&0) {
+                    return Err(damaged());
+                }
+            }
             _ => {
                 let name = key.strip_prefix(XATTR.as_bytes());
                 let name = name.ok_or_else(|| refused("is not accepted"))?;
                 let name = std::str::from_utf8(name).map(decode_name).unwrap_or_default();
-                if let Some(why) = unfit_xattr(&name) {
+                if let Some(why) = unfit_xattr(&name, value) {
                     return Err(refused(why));
                 }
                 if records.xattrs.insert(name, value.to_vec()).is_some() {
@@ -86,12 +97,18 @@ fn seconds(text: &str) -> Option<u64> {
     good.then(|| whole.parse().ok()).flatten()
 }
 
-/// Why an extended attribute of this name is in no backup.
-pub(super) fn unfit_xattr(name: &str) -> Option<&'static str> {
+/// Why this extended attribute is in no backup.
+pub(super) fn unfit_xattr(name: &str, value: &[u8]) -> Option<&'static str> {
     if name.is_empty() || name.len() > MAX_XATTR_NAME_BYTES || name.chars().any(char::is_control) {
         return Some("is no name of an extended attribute");
     }
-    None
+    let is_known = ["user.", "trusted.", "security."]
+        .iter()
+        .any(|space| name.strip_prefix(space).is_some_and(|rest| !rest.is_empty()));
+    if !is_known && !ACLS.contains(&name) {
+        return Some("is an extended attribute of a kind that no file system keeps");
+    }
+    (value.len() > MAX_XATTR_BYTES).then_some("is an extended attribute of more than 64 KiB")
 }
 
 /// A key ends at its first `=`, so GNU tar writes it, and its escape character, as a URL does.

@@ -7,7 +7,7 @@ use flate2::bufread::GzDecoder;
 
 use super::header::Header;
 use super::name::Order;
-use super::{BLOCK, Entry, Layout, Limits, ReadError, bad, padding};
+use super::{BLOCK, Entry, Layout, Limits, MAX_PAX_BYTES, ReadError, bad, padding};
 use crate::error::system_error;
 
 /// GNU tar fills its last record with zeros; nobody needs more than this.
@@ -28,6 +28,7 @@ pub fn read(
     let mut entries: Vec<Entry> = Vec::new();
     let mut room = Room { limits, files: 0, bytes: 0 };
     let mut records: Option<Vec<u8>> = None;
+    let mut pax_bytes = 0;
     while let Some(block) = stream.block()? {
         if block == [0; BLOCK] {
             if records.is_some() {
@@ -42,6 +43,10 @@ pub fn read(
                 return header.wrong("a second pax header for one entry");
             }
             room.bytes(bytes).or_else(|why| header.wrong(&why))?;
+            pax_bytes += bytes;
+            if pax_bytes > MAX_PAX_BYTES {
+                return header.wrong("with it, more than 16 MiB of pax headers in all");
+            }
             let mut content = Content { stream: &mut stream, rest: bytes };
             let records = records.insert(Vec::new());
             content.read_to_end(records).map_err(unwrapped)?;

@@ -9,8 +9,8 @@ use tar::{EntryType, Header};
 use super::name::{MAX_NAME_BYTES, Order, unfit_target};
 use super::pax::{self, Records};
 use super::{
-    Attributes, BLOCK, Entry, Kind, Layout, MAX_FILE_BYTES, MODE, MODE_BITS, TOO_LARGE, padding,
-    unfit_name,
+    Attributes, BLOCK, Entry, Kind, Layout, MAX_FILE_BYTES, MAX_PAX_BYTES, MAX_TIME, MODE,
+    MODE_BITS, TIME, TOO_LARGE, padding, unfit_name,
 };
 
 /// ustar has room for so many bytes of the directories before a name.
@@ -26,13 +26,14 @@ pub struct Writer<W: Write> {
     gzip: GzEncoder<W>,
     layout: Layout,
     order: Order,
+    pax_bytes: u64,
 }
 
 impl<W: Write> Writer<W> {
     /// An empty archive.
     pub fn new(sink: W, layout: Layout) -> Self {
         let gzip = GzEncoder::new(sink, Compression::default());
-        Self { gzip, layout, order: Order::new(layout) }
+        Self { gzip, layout, order: Order::new(layout), pax_bytes: 0 }
     }
 
     /// Adds an entry, in a tree after the directory that holds it. What [`read`](super::read) would
@@ -68,6 +69,12 @@ impl<W: Write> Writer<W> {
         }
         if bytes > pax::MAX_BYTES {
             return Err(io::Error::other("more than 1 MiB of extended attributes"));
+        }
+        self.pax_bytes += bytes;
+        if self.pax_bytes > MAX_PAX_BYTES {
+            return Err(io::Error::other(
+                "with it, more than 16 MiB of extended attributes in all",
+            ));
         }
         let mut header = Header::new_ustar();
         copy(&mut header.as_old_mut().name, PAX_NAME);
@@ -118,7 +125,7 @@ pub fn unfit(entry: &Entry, layout: Layout) -> Option<String> {
         return Some(TOO_LARGE.to_owned());
     }
     match layout {
-        Layout::Flat => None,
+        Layout::Flat => (entry.attributes.modified > MAX_TIME).then(|| TIME.to_owned()),
         Layout::Tree => unfit_attributes(&entry.attributes),
     }
 }
@@ -127,8 +134,11 @@ fn unfit_attributes(attributes: &Attributes) -> Option<String> {
     if attributes.mode > MODE_BITS {
         return Some(MODE.to_owned());
     }
-    attributes.xattrs.keys().find_map(|name| {
-        let why = pax::unfit_xattr(name)?;
+    if let Err(why) = attributes.unfit() {
+        return Some(why.to_owned());
+    }
+    attributes.xattrs.iter().find_map(|(name, value)| {
+        let why = pax::unfit_xattr(name, value)?;
         Some(format!("`{}` {why}", super::shown(name.as_bytes())))
     })
 }

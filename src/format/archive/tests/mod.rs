@@ -137,7 +137,7 @@ fn some_tree() -> Contents {
     let mut owned = Entry::file("etc/owned", 700, 1_700_000_000);
     owned.attributes.mode = 0o4751;
     owned.attributes.owner = 1000;
-    owned.attributes.group = u32::MAX;
+    owned.attributes.group = u32::MAX - 1;
     owned.attributes.xattrs.insert("user.empty".to_owned(), vec![]);
     owned.attributes.xattrs.insert("user.a=b%3D %25".to_owned(), b"\0\n=1 x=y\n\xff".to_vec());
     let acl = vec![2, 0, 0, 0, 1, 0, 6, 0, 0xff, 0xff, 0xff, 0xff];

@@ -108,13 +108,14 @@ fn component() -> impl Strategy<Value = String> {
 }
 
 fn number() -> impl Strategy<Value = u32> {
-    prop_oneof![Just(0), any::<u32>(), 0o777_7770..0o1000_0010_u32]
+    prop_oneof![Just(0), 0..u32::MAX, 0o777_7770..0o1000_0010_u32]
 }
 
 fn attributes() -> impl Strategy<Value = Attributes> {
-    let modified = prop_oneof![any::<u64>(), 0..2_000_000_000_u64];
+    let modified = prop_oneof![0..=MAX_TIME, 0..2_000_000_000_u64];
     let value = prop::collection::vec(any::<u8>(), 0..40);
-    let xattrs = prop::collection::btree_map("[a-z]{1,8}\\.[a-zé=%23DD5 ]{1,90}", value, 0..3);
+    let xattrs =
+        prop::collection::btree_map("(user|trusted|security)\\.[a-zé=%23DD5 ]{1,90}", value, 0..3);
     (0..0o10000_u32, number(), number(), modified, xattrs).prop_map(
         |(mode, owner, group, modified, xattrs)| Attributes {
             mode,

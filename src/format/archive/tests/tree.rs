@@ -255,10 +255,10 @@ fn attributes_are_read_from_the_header() {
     let read = entry(&one(b"x", 0, |header| {
         header.set_mode(0o7751);
         header.set_uid(1000);
-        header.set_gid(u64::from(u32::MAX)); // base 256
+        header.set_gid(u64::from(u32::MAX - 1)); // base 256
         header.set_mtime(1 << 40);
     }));
-    let (owner, group, modified) = (1000, u32::MAX, 1 << 40);
+    let (owner, group, modified) = (1000, u32::MAX - 1, 1 << 40);
     let attributes = Attributes { mode: 0o7751, owner, group, modified, ..Attributes::default() };
     assert_eq!(read.attributes, attributes);
     // Blanks before and after, as old writers have it.
@@ -301,7 +301,7 @@ fn pax_records_say_what_the_header_does_not() {
     let name = format!("{}/x", "d".repeat(200));
     let records = [
         record("path", format!("./{name}").as_bytes()),
-        record("uid", b"4294967295"),
+        record("uid", b"4294967294"),
         record("gid", b"0"),
         record("mtime", b"1700000000.999999999"),
         record("atime", b"-1.5"),
@@ -317,7 +317,7 @@ fn pax_records_say_what_the_header_does_not() {
     let read = contents(TREE, &ended(&[folder, pax_header(&records.concat()), own])).unwrap();
     let xattrs = [("user.a=b%", &b"\0=\n"[..]), ("system.posix_acl_access", b"")];
     let expected = Attributes {
-        owner: u32::MAX,
+        owner: u32::MAX - 1,
         modified: 1_700_000_000,
         xattrs: xattrs.map(|(name, value)| (name.to_owned(), value.to_vec())).into(),
         ..Attributes::default()
@@ -356,15 +356,22 @@ fn pax_keys_are_a_white_list() {
     }
     let said = refused(TREE, &with_records(b"20 SCHILY.xattr.\xff=1\n"));
     assert!(said.ends_with("` is no name of an extended attribute"), "{said}");
+    for key in ["system.x", "nonsense", "user.", "system.posix_acl_access2"] {
+        let said = refused(TREE, &with_records(&record(&format!("SCHILY.xattr.{key}"), b"1")));
+        assert!(said.ends_with("` is an extended attribute of a kind that no file system keeps"));
+    }
+    let said = refused(TREE, &with_records(&record("SCHILY.xattr.user.x", &vec![0; 65537])));
+    assert!(said.ends_with("` is an extended attribute of more than 64 KiB"), "{said}");
     for key in ["path", "mtime", "uname", "SCHILY.xattr.user.x"] {
         let twice = [record(key, b"1"), record(key, b"1")].concat();
         let said = refused(TREE, &with_records(&twice));
         assert_eq!(said, format!("`x`: the pax key `{key}` is there twice"));
     }
     // In two ways of writing.
-    let twice = [record("SCHILY.xattr.%", b"1"), record("SCHILY.xattr.%25", b"1")].concat();
+    let twice =
+        [record("SCHILY.xattr.user.%", b"1"), record("SCHILY.xattr.user.%25", b"1")].concat();
     let said = refused(TREE, &with_records(&twice));
-    assert_eq!(said, "`x`: the pax key `SCHILY.xattr.%25` is there twice");
+    assert_eq!(said, "`x`: the pax key `SCHILY.xattr.user.%25` is there twice");
 }
 
 #[test]
@@ -455,7 +462,7 @@ fn limits_count_every_entry_and_every_pax_header() {
     let large = vec![0; LIMITS.bytes as usize - 8];
     let file = |name: &str| (Entry::file(name, large.len() as u64, 0), large.clone());
     let mut owned = Entry::file("y", 0, 0);
-    owned.attributes.owner = u32::MAX;
+    owned.attributes.owner = u32::MAX - 1;
     let said = refused(TREE, &archive(TREE, &[file("x"), (owned.clone(), vec![])]));
     assert_eq!(said, "`././@PaxHeader`: more than 1048576 bytes in all");
     let said = refused(TREE, &archive(TREE, &[(owned, vec![]), file("x")]));
@@ -481,7 +488,10 @@ fn what_a_reader_refuses_is_not_written() {
             "`x`: `` is no name of an extended attribute",
         ),
         (
-            vec![file(|x| drop(x.attributes.xattrs.insert("user.x".to_owned(), vec![0; 1 << 20])))],
+            vec![file(|x| {
+                let name = |number| (format!("user.{number}"), vec![0; 60 << 10]);
+                x.attributes.xattrs.extend((0..20).map(name));
+            })],
             "`x`: more than 1 MiB of extended attributes",
         ),
     ] {
