@@ -8,9 +8,9 @@ use std::process::{Command, Output, Stdio};
 use crate::fixtures::files::{self, Hostile, Place};
 use crate::fixtures::tar::Tar;
 use crate::rig::Rig;
-use crate::said;
 use crate::support::disk::{Disk, list};
 use crate::support::state::{OLD, state_text};
+use crate::{each, said};
 use restage::format::archive::Layout;
 
 fn reset(disk: &Disk, arguments: &[&str]) -> Output {
@@ -40,17 +40,6 @@ fn wrong(hostile: &Hostile, output: &Output) -> Option<String> {
         let said: String = said.escape_debug().take(600).collect();
         format!("{}: {}, `{}` wanted: {said}", hostile.name, output.status, hostile.message)
     })
-}
-
-fn each(corpus: &[Hostile], mut one: impl FnMut(&Hostile) -> Option<String>) {
-    let failures: Vec<String> = corpus.iter().filter_map(&mut one).collect();
-    assert!(
-        failures.is_empty(),
-        "{} of {}:\n{}",
-        failures.len(),
-        corpus.len(),
-        failures.join("\n")
-    );
 }
 
 fn changed(hostile: &Hostile, is_changed: bool) -> Option<String> {

@@ -49,7 +49,7 @@ fn wrong(hostile: &Hostile, output: &Output) -> Option<String> {
 }
 
 /// Every hostile file has its turn, and all that went wrong is told.
-fn each(corpus: &[Hostile], mut one: impl FnMut(&Hostile) -> Option<String>) {
+fn each<T>(corpus: &[T], mut one: impl FnMut(&T) -> Option<String>) {
     let failures: Vec<String> = corpus.iter().filter_map(&mut one).collect();
     assert!(
         failures.is_empty(),
