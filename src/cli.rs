@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::format::archive::Layout;
+
 /// Recovery agent of image-based Linux systems: the running OS stages a request, the initrd applies
 /// it at the next boot.
 #[derive(Debug, Parser)]
@@ -43,6 +45,21 @@ pub enum Command {
     /// What runs in the initrd
     #[command(subcommand)]
     Initrd(Initrd),
+    /// Parse a backup for another restage, without any right
+    #[command(hide = true)]
+    ArchiveReader(ArchiveReader),
+}
+
+/// `restage archive-reader`.
+#[derive(Debug, Args)]
+pub struct ArchiveReader {
+    /// What it may hold.
+    #[arg(value_parser = Layout::named)]
+    pub layout: Layout,
+    /// How many entries.
+    pub files: u64,
+    /// How many bytes.
+    pub bytes: u64,
 }
 
 /// `restage backup`.

@@ -76,14 +76,27 @@ impl Error {
     }
 }
 
-/// Any error with its causes in one line, after colons.
+/// More of a text nobody reads, and a report has to stay one that can be read: what an error quotes may
+/// be as long as a file.
+const MAX_TOLD_CHARS: usize = 2000;
+
+fn cut(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(MAX_TOLD_CHARS) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+/// Any error with its causes in one line, after colons. What is too long of each is cut off, so that the
+/// last cause is told in any case.
 #[must_use]
 pub fn chain(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
+    let mut text = cut(error.to_string());
     let mut cause = error.source();
     while let Some(error) = cause {
         text.push_str(": ");
-        text.push_str(&error.to_string());
+        text.push_str(&cut(error.to_string()));
         cause = error.source();
     }
     text
@@ -161,9 +174,9 @@ pub struct Refused {
 }
 
 impl Refused {
-    /// See [`Refused::reason`].
+    /// See [`Refused::reason`]. What is too long is cut off.
     pub fn because(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into() }
+        Self { reason: cut(reason.into()) }
     }
 }
 
@@ -178,6 +191,17 @@ impl StdError for Refused {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_quoted_at_length_is_cut_off() {
+        let long = "ü".repeat(300_000);
+        for told in [Refused::because(long.clone()).reason, Error::new(long).chain()] {
+            assert_eq!(told, format!("{}…", "ü".repeat(2000)));
+        }
+        assert_eq!(Refused::because("short").reason, "short");
+        let cause = Error::new("ü".repeat(300_000)).because("the cause");
+        assert!(cause.chain().ends_with("…: the cause"));
+    }
 
     #[test]
     fn a_named_error_keeps_its_kind_its_number_and_its_cause() {

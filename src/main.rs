@@ -5,9 +5,15 @@ use std::process::ExitCode;
 use clap::Parser;
 use restage::cli::{Cli, Command, Initrd};
 use restage::command::{Exit, backup, initrd, os, restore};
+use restage::platform::confined;
 use restage::platform::console::clean;
+use restage::platform::secrecy::{self, Erasing};
+
+#[global_allocator]
+static MEMORY: Erasing = Erasing;
 
 fn main() -> ExitCode {
+    secrecy::begin();
     let cli = Cli::parse();
     let result = match &cli.command {
         Command::FactoryReset(arguments) => os::factory_reset(arguments),
@@ -18,6 +24,10 @@ fn main() -> ExitCode {
         Command::Restore(arguments) => restore::restore(arguments),
         Command::Confirm(arguments) => restore::confirm(arguments),
         Command::Superseded(arguments) => restore::superseded(arguments),
+        Command::ArchiveReader(arguments) => {
+            // Its words have no way out but the one that it serves.
+            return ExitCode::from(u8::from(confined::serve(arguments).is_err()));
+        }
         Command::Initrd(Initrd::Reset(arguments)) => initrd::reset(arguments),
         Command::Initrd(Initrd::Restore(arguments)) => initrd::restore::restore(arguments),
     };

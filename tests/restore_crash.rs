@@ -27,8 +27,8 @@ use std::rc::Rc;
 
 use restage::apply::restore::probe::Trial;
 use restage::apply::restore::{Machine, Restored, at_boot, confirm};
-use restage::format::archive::{Entry, Layout, Writer};
-use restage::format::luks::{self, Header, Slot};
+use restage::format::archive::{self, Entry, Layout, Writer};
+use restage::format::luks::{self, Fault, Header, Slot};
 use restage::plan::facts::HostFacts;
 use restage::platform::Store;
 use restage::platform::state_fs::{Listing, Place, StateFs};
@@ -340,10 +340,10 @@ impl Volume for SimVolume {
     fn name(&self) -> &str {
         ["root", "swap"][self.index]
     }
-    fn header(&self) -> io::Result<Option<Header>> {
+    fn header(&self) -> io::Result<Result<Header, Fault>> {
         let bytes = self.bytes();
         let size = luks::announced_bytes(bytes).unwrap() as usize;
-        Ok(Some(luks::parse(&bytes[..size], 0).unwrap()))
+        Ok(luks::parse(&bytes[..size], 0))
     }
     fn material(&self, slot: &Slot) -> io::Result<Zeroizing<Vec<u8>>> {
         let (offset, size) = slot.area().unwrap();
@@ -395,6 +395,7 @@ impl Lab {
             state: Box::new(SimState(world.clone())),
             store: Box::new(SimStore(world.clone())),
             volumes: vec![volume(0), volume(1)],
+            parse: archive::read,
             host: HostFacts { now: 1000, ..HostFacts::default() },
             is_hibernated: false,
             is_offline: true,

@@ -404,12 +404,19 @@ pub fn finish(store: &mut dyn Store, report: &Report, log: &str) -> Result<()> {
 pub fn remove_unlinked(store: &mut dyn Store) -> Result<Vec<String>> {
     let what = || "cannot remove what was cut off while it was made".to_owned();
     let mut left = Vec::new();
-    let names = store.names().doing(what)?;
-    for name in find::unlinked(store, &names) {
+    let mut stays = store.names().doing(what)?;
+    let mut unlinked = find::unlinked(store, &stays);
+    // What goes itself says nothing of others; a journal is looked at before its report.
+    stays.retain(|name| !unlinked.contains(name));
+    unlinked.sort();
+    for name in unlinked {
         let (stem, extension) = name.split_once('.').unwrap_or_default();
-        let has = |extension: &str| names.contains(&format!("{stem}.{extension}"));
+        let has = |extension: &str| stays.contains(&format!("{stem}.{extension}"));
         match extension {
-            "JNL" if has_progress(&names, stem) => left.push(name),
+            "JNL" if has_progress(&stays, stem) => {
+                stays.push(name.clone());
+                left.push(name);
+            }
             "RPT" if has("JNL") || has("REQ") => left.push(name),
             _ => {
                 log::warn!("{name} was cut off while it was made or removed: it goes");
@@ -563,3 +570,6 @@ pub fn reports(store: &dyn Store) -> Result<Vec<Report>> {
     reports.sort_by_key(|report| std::cmp::Reverse(report.finished_at));
     Ok(reports)
 }
+
+#[cfg(test)]
+mod tests;

@@ -58,7 +58,7 @@ pub fn facts(machine: &mut Machine, profile: &Profile, scope: Scope) -> Result<F
         let wiped =
             profile.wipe.iter().any(|w| w.type_guid == entry.type_guid && w.label == entry.label);
         if !wiped
-            && let Some(header) = luks_header(machine.disk.as_ref(), entry)?
+            && let Ok(header) = luks_header(machine.disk.as_ref(), entry)?
             && header.tpm2_tokens > 0
         {
             other_tpm_volumes.push(format!("partition {} `{}`", entry.number, entry.label));
@@ -92,16 +92,16 @@ pub fn disk(disk: &dyn Disk, scope: Scope) -> Result<DiskFacts> {
     let mut partitions = Vec::new();
     for entry in table.entries() {
         let content = match luks_header(disk, entry)? {
-            Some(header) => Content::Luks(LuksIdentity {
+            Ok(header) => Content::Luks(LuksIdentity {
                 uuid: header.uuid,
                 identity: header.identity,
                 header_bytes: header.header_bytes,
                 data_offset_bytes: header.data_offset_bytes,
             }),
-            None if start_of(disk, entry, 64 * 1024)?.iter().all(|byte| *byte == 0) => {
+            Err(_) if start_of(disk, entry, 64 * 1024)?.iter().all(|byte| *byte == 0) => {
                 Content::Blank
             }
-            None => Content::Other,
+            Err(_) => Content::Other,
         };
         let in_use = scope == Scope::Boot
             && disk
@@ -147,10 +147,10 @@ fn read_part(
     Ok(bytes)
 }
 
-/// The LUKS2 header at the start of a whole device.
-pub fn luks_on_device(device: &dyn Disk) -> Result<Option<luks::Header>> {
+/// The LUKS2 header at the start of a whole device; else what is wrong with it.
+pub fn luks_on_device(device: &dyn Disk) -> Result<Result<luks::Header, luks::Fault>> {
     let Some(last_lba) = (device.size_bytes() / device.sector_bytes().max(1)).checked_sub(1) else {
-        return Ok(None);
+        return Ok(Err(luks::Fault::Absent));
     };
     let whole = Entry {
         number: 0,
@@ -163,17 +163,23 @@ pub fn luks_on_device(device: &dyn Disk) -> Result<Option<luks::Header>> {
     luks_header(device, &whole)
 }
 
-/// The LUKS2 header of a partition, the first or, where that is not valid, the second.
-fn luks_header(disk: &dyn Disk, entry: &Entry) -> Result<Option<luks::Header>> {
+/// The LUKS2 header of a partition, the first or, where that is not valid, the second; where none is,
+/// what is wrong with the first that there is anything of.
+fn luks_header(disk: &dyn Disk, entry: &Entry) -> Result<Result<luks::Header, luks::Fault>> {
+    let mut fault = luks::Fault::Absent;
     for offset in std::iter::once(0).chain(luks::HEADER_SIZES) {
         let start = read_part(disk, entry, offset, 512)?;
-        let Some(size) = luks::announced_bytes(&start) else { continue };
-        let header = read_part(disk, entry, offset, size)?;
-        if let Some(header) = luks::parse(&header, offset) {
-            return Ok(Some(header));
+        let header = match luks::announced_bytes(&start) {
+            Ok(size) => luks::parse(&read_part(disk, entry, offset, size)?, offset),
+            Err(fault) => Err(fault),
+        };
+        match header {
+            Ok(header) => return Ok(Ok(header)),
+            Err(why) if fault == luks::Fault::Absent => fault = why,
+            Err(_) => {}
         }
     }
-    Ok(None)
+    Ok(Err(fault))
 }
 
 fn tpm(machine: &mut Machine, profile: &Profile) -> Result<TpmFacts> {

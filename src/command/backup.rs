@@ -18,6 +18,7 @@ use crate::format::archive::{Entry, Kind, ReadError, Writer};
 use crate::format::hex;
 use crate::format::state::StateFile;
 use crate::plan::restore::Backup;
+use crate::platform::confined;
 use crate::platform::console::{self, Sink, clean};
 use crate::platform::new_file::NewFile;
 use crate::platform::state_fs::{Place, only_entries};
@@ -181,7 +182,8 @@ pub fn inspect(arguments: &cli::Inspect) -> Result<Exit> {
         Ok(skip) => skip,
         Err(refused) => return refuse(&refused, arguments.json),
     };
-    let backup = match extract::read(open_backup(&arguments.file)?, state, &mut |_, _| Ok(())) {
+    let source = open_backup(&arguments.file)?;
+    let backup = match extract::read(confined::read, source, state, &mut |_, _| Ok(())) {
         Ok(backup) => backup,
         Err(ReadError::Bad(why)) => {
             return refuse(&Refused::because(format!("the backup: {why}")), arguments.json);

@@ -12,6 +12,7 @@ use crate::cli::{Cancel, FactoryReset, Place, Status};
 use crate::error::{Doing, Error, Refused, Result};
 use crate::plan::{render, reset};
 use crate::platform::console::{self, Sink, clean};
+use crate::platform::esp::{EspDirectory, Others};
 use crate::platform::locate::Mounted;
 use crate::platform::{Machine, boot_entry, host, read_bounded};
 use crate::profile::Profile;
@@ -33,6 +34,7 @@ pub fn factory_reset(arguments: &FactoryReset) -> Result<Exit> {
         Err(refused) => return refuse(&refused, arguments.json),
     };
     let (mut machine, mounted, profile) = open(&arguments.place, Side::Stager)?;
+    let has_seeds = !options.seeds.is_empty();
     let ask = reset::Ask {
         allow_tpm_reset_failure: options.allow_tpm_reset_failure,
         wipe_existing_seeds: options.wipe_existing_seeds,
@@ -51,16 +53,9 @@ pub fn factory_reset(arguments: &FactoryReset) -> Result<Exit> {
         }
         return Ok(Exit::Done);
     }
-    let mut restores = restores(&arguments.place, &profile)?;
-    if let Some(restores) = &restores {
-        let found = find::look(restores.store.as_ref())?;
-        let may_replace = arguments.replace && found.committed.is_empty();
-        if !may_replace && let Err(refused) = stage_restore::room(restores.store.as_ref())? {
-            return refuse(&refused, arguments.json);
-        }
-    }
     let present = if arguments.replace { Present::Replace } else { Present::Keep };
-    if let Err(refused) = stage::room(machine.esp.as_ref(), present)? {
+    let restores_now = restores(&arguments.place, &profile)?;
+    if let Err(refused) = room(&machine, restores_now.as_ref(), present)? {
         return refuse(&refused, arguments.json);
     }
     let entry = (!arguments.place.is_offline()).then(boot_entry::next);
@@ -70,14 +65,25 @@ pub fn factory_reset(arguments: &FactoryReset) -> Result<Exit> {
     {
         return refuse(&refused, arguments.json);
     }
-    writable(&mut machine, mounted.as_ref(), &arguments.place, &profile, Side::Stager)?;
-    // Looked at again under the lock: another one may have been faster.
-    if let Err(refused) = stage::room(machine.esp.as_ref(), present)? {
-        return refuse(&refused, arguments.json);
-    }
+    // Whoever takes both locks takes the state's first.
+    let mut restores = restores_now;
     if let Some(restores) = restores.as_mut().filter(|_| arguments.replace) {
         let root = arguments.place.root.as_deref().unwrap_or(Path::new("/"));
         super::state::lock(restores, root, &profile)?;
+    }
+    let others = if has_seeds { Others::MayNothing } else { Others::MayRead };
+    let mut esp = writable(mounted.as_ref(), &arguments.place, &profile, Side::Stager)?;
+    esp.check_guarded(others).doing(|| "cannot stage on the ESP".to_owned())?;
+    machine.esp = Box::new(esp);
+    // Looked at again under the lock: another one may have been faster, with a restore as well, whose
+    // directory may be a new one.
+    if !arguments.replace {
+        restores = self::restores(&arguments.place, &profile)?;
+    }
+    if let Err(refused) = room(&machine, restores.as_ref(), present)? {
+        return refuse(&refused, arguments.json);
+    }
+    if let Some(restores) = restores.as_mut().filter(|_| arguments.replace) {
         stage_restore::cancel(restores)?;
         stage_restore::tidy_flags(restores.store.as_ref(), machine.esp.as_mut())?;
     }
@@ -103,6 +109,22 @@ pub fn factory_reset(arguments: &FactoryReset) -> Result<Exit> {
         reboot(arguments.place.is_offline())?;
     }
     Ok(Exit::Done)
+}
+
+/// One request at a time: neither a reset nor a restore may be there.
+fn room(
+    machine: &Machine,
+    restores: Option<&restore::Machine>,
+    present: Present,
+) -> Result<std::result::Result<(), Refused>> {
+    if let Some(restores) = restores {
+        let found = find::look(restores.store.as_ref())?;
+        let may_replace = present == Present::Replace && found.committed.is_empty();
+        if !may_replace && let Err(refused) = stage_restore::room(restores.store.as_ref())? {
+            return Ok(Err(refused));
+        }
+    }
+    stage::room(machine.esp.as_ref(), present)
 }
 
 pub(super) fn describe(next: &boot_entry::Next) -> String {
@@ -272,9 +294,12 @@ pub fn cancel(arguments: &Cancel) -> Result<Exit> {
                 format!("the operation {stem} is committed and can only be finished; reboot");
             return refuse(&Refused::because(reason), arguments.json);
         }
-        if !found.staged.is_empty() || !found.flags.is_empty() {
-            writable(&mut machine, mounted.as_ref(), &arguments.place, &profile, Side::Reader)?;
+        if !found.staged.is_empty() || !found.flags.is_empty() || !found.leftovers.is_empty() {
+            let esp = writable(mounted.as_ref(), &arguments.place, &profile, Side::Reader)?;
+            machine.esp = Box::new(esp);
             ids.extend(stage::cancel(machine.esp.as_mut(), host::now())?);
+            // Of a staging that was cut off: seeds may be secret.
+            stage::clear_leftovers(machine.esp.as_mut(), host::now())?;
         }
         if let Some(restores) = restores(&arguments.place, &profile)?
             && !found.flags.is_empty()
@@ -302,14 +327,13 @@ fn open(place: &Place, side: Side) -> Result<(Machine, Option<Mounted>, Profile)
     Ok((machine, mounted, profile))
 }
 
-/// From here on the ESP may be written, and by nobody else.
+/// The ESP, which from here on may be written, and by nobody else.
 fn writable(
-    machine: &mut Machine,
     mounted: Option<&Mounted>,
     place: &Place,
     profile: &Profile,
     side: Side,
-) -> Result<()> {
+) -> Result<EspDirectory> {
     let what = || "cannot write to the ESP".to_owned();
     let path = mounted.map(|m| m.path.as_path()).or(place.esp.as_deref());
     let path = path.ok_or_else(|| Error::new(what()))?;
@@ -319,8 +343,7 @@ fn writable(
         mounted.make_writable().doing(what)?;
     }
     esp.lock().doing(what)?;
-    machine.esp = Box::new(esp);
-    Ok(())
+    Ok(esp)
 }
 
 fn options(data: Option<&str>) -> Result<Result<ResetOptions, Refused>> {

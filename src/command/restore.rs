@@ -56,7 +56,7 @@ pub fn restore(arguments: &cli::Restore) -> Result<Exit> {
         return refuse(&refused, arguments.json);
     }
     let root = arguments.place.root.as_deref().unwrap_or(Path::new("/"));
-    state::lock(&mut machine, root, &profile)?;
+    state::lock_to_stage(&mut machine, root, &profile)?;
     if let Some(flags) = &mut flags {
         flags.make_writable(&profile)?;
     }

@@ -8,11 +8,11 @@ use crate::apply::restore::{Machine, state_of};
 use crate::cli::StatePlace;
 use crate::error::{Doing, Error, Result};
 use crate::plan::facts::HostFacts;
-use crate::platform::directory;
-use crate::platform::esp::EspDirectory;
+use crate::platform::esp::{EspDirectory, Others};
 use crate::platform::locate::{self, Mounted};
 use crate::platform::state_fs::{StateDirectory, make_path};
 use crate::platform::volume::{LuksVolume, Volume};
+use crate::platform::{confined, directory};
 use crate::platform::{efivar, host};
 use crate::profile::{Profile, State};
 use crate::request::find::{self, Found};
@@ -81,6 +81,7 @@ fn open(
         state: Box::new(StateDirectory::open(root, state).doing(what)?),
         store: Box::new(EspDirectory::open(&root.join(parent), name).doing(what)?),
         volumes,
+        parse: confined::read,
         host,
         is_hibernated: !is_offline && efivar::is_hibernated(),
         is_offline,
@@ -169,6 +170,19 @@ pub fn look(root: &Path, profile: &Profile) -> Result<Found> {
 
 /// Takes the lock on restage's own directory, until the machine is dropped.
 pub fn lock(machine: &mut Machine, root: &Path, profile: &Profile) -> Result<()> {
+    machine.store = Box::new(locked(root, profile)?);
+    Ok(())
+}
+
+/// The same to stage there, where other users may not change anything: the files are for root alone.
+pub fn lock_to_stage(machine: &mut Machine, root: &Path, profile: &Profile) -> Result<()> {
+    let mut store = locked(root, profile)?;
+    store.check_guarded(Others::MayRead).doing(|| "cannot stage the backup".to_owned())?;
+    machine.store = Box::new(store);
+    Ok(())
+}
+
+fn locked(root: &Path, profile: &Profile) -> Result<EspDirectory> {
     let what = || "cannot lock restage's directory".to_owned();
     let state = state_of(profile)?;
     let (parent, name) = state.own_directory.rsplit_once('/').unwrap_or(("", ""));
@@ -176,6 +190,5 @@ pub fn lock(machine: &mut Machine, root: &Path, profile: &Profile) -> Result<()>
     let parent = make_path(root.as_ref(), parent).doing(what)?;
     let mut store = EspDirectory::below(parent, name).doing(what)?;
     store.lock().doing(what)?;
-    machine.store = Box::new(store);
-    Ok(())
+    Ok(store)
 }

@@ -182,6 +182,20 @@ pub fn locate(
     {
         return bad("the usable range or the other header is outside the disk".to_owned());
     }
+    // Else one would be written over the other, or where something else begins.
+    if header.backup_lba == 0 || (lba == 1) == (header.backup_lba == 1) {
+        return bad(format!(
+            "the header at LBA {lba} says that the other one is at {}",
+            header.backup_lba
+        ));
+    }
+    let is_usable = |start: u64, sectors: u64| {
+        start <= header.last_usable && start.saturating_add(sectors) > header.first_usable
+    };
+    let is_over_header = (header.part_start..header.part_start + array_sectors).contains(&lba);
+    if is_usable(lba, 1) || is_usable(header.part_start, array_sectors) || is_over_header {
+        return bad("the table lies over itself, or where partitions may be".to_owned());
+    }
     Ok(Located {
         sector,
         array_offset: header.part_start * sector.get(),
@@ -505,6 +519,12 @@ mod tests {
         assert!(forged(|h| h.last_usable = u64::MAX).is_err());
         assert!(forged(|h| h.first_usable = h.last_usable + 1).is_err());
         assert!(forged(|h| h.backup_lba = SECTORS).is_err());
+        // It would be its own other copy, or that would be the boot sector.
+        assert!(forged(|h| h.backup_lba = 0).is_err());
+        assert!(forged(|h| h.backup_lba = 1).is_err());
+        // What is written there would be written over a partition, or over the header.
+        assert!(forged(|h| h.first_usable = 1).is_err());
+        assert!(forged(|h| h.first_usable = 33).is_err());
         // The first partition now begins before the usable range.
         assert!(forged(|h| h.first_usable += 1000).is_err());
     }

@@ -36,16 +36,59 @@ pub struct Header {
     pub slots: Vec<Slot>,
 }
 
-/// Whether the bytes begin like a header, valid or not: `size` is what its size field says.
-#[must_use]
-pub fn announced_bytes(start: &[u8]) -> Option<u64> {
-    let magic = start.get(..6)?;
-    if magic != MAGIC_PRIMARY && magic != MAGIC_SECONDARY {
-        return None;
+/// Why bytes are no header that can be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// They do not begin like one.
+    Absent,
+    /// Another version than 2.
+    Version(u16),
+    /// A size that the specification does not have.
+    Size(u64),
+    /// Not all of it is there.
+    CutShort,
+    /// It says that it belongs at this offset.
+    Place(u64),
+    /// A checksum of another kind.
+    Algorithm(String),
+    /// The checksum does not match.
+    Checksum,
+    /// The JSON area is not JSON, for this reason.
+    Json(String),
+    /// This field of the JSON area is missing or is nothing that it may be.
+    Field(&'static str),
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Absent => f.write_str("nothing begins like one"),
+            Self::Version(version) => write!(f, "it has version {version}, not 2"),
+            Self::Size(bytes) => write!(f, "its size field says {bytes} bytes"),
+            Self::CutShort => f.write_str("it is cut short"),
+            Self::Place(offset) => write!(f, "it says that it belongs at byte {offset}"),
+            Self::Algorithm(name) => write!(f, "its checksum is of the kind `{name}`, not sha256"),
+            Self::Checksum => f.write_str("its checksum does not match: damaged"),
+            Self::Json(why) => write!(f, "its JSON area cannot be read: {why}"),
+            Self::Field(name) => write!(f, "field `{name}` of its JSON area is missing or wrong"),
+        }
     }
-    let version = u16::from_be_bytes(start.get(6..8)?.try_into().ok()?);
-    let size = u64::from_be_bytes(start.get(8..16)?.try_into().ok()?);
-    (version == 2 && HEADER_SIZES.contains(&size)).then_some(size)
+}
+
+impl std::error::Error for Fault {}
+
+/// How long the header is whose first bytes, 16 or more, these are. Whether it is valid is not known by that.
+pub fn announced_bytes(start: &[u8]) -> Result<u64, Fault> {
+    let magic = start.get(..6).ok_or(Fault::Absent)?;
+    if magic != MAGIC_PRIMARY && magic != MAGIC_SECONDARY {
+        return Err(Fault::Absent);
+    }
+    let version = u16::from_be_bytes(array(start, 6)?);
+    if version != 2 {
+        return Err(Fault::Version(version));
+    }
+    let size = u64::from_be_bytes(array(start, 8)?);
+    if HEADER_SIZES.contains(&size) { Ok(size) } else { Err(Fault::Size(size)) }
 }
 
 /// Whether a LUKS1 header begins here.
@@ -54,47 +97,57 @@ pub fn is_luks1(start: &[u8]) -> bool {
     start.get(..8) == Some(b"LUKS\xba\xbe\x00\x01")
 }
 
-/// Checks one whole header, primary or secondary, that lies at `offset` in its partition. None when
-/// its size, place, checksum or JSON is wrong.
-#[must_use]
-pub fn parse(header: &[u8], offset: u64) -> Option<Header> {
+/// Checks one whole header, primary or secondary, that lies at `offset` in its partition.
+pub fn parse(header: &[u8], offset: u64) -> Result<Header, Fault> {
     let header_bytes = announced_bytes(header)?;
     if header.len() as u64 != header_bytes {
-        return None;
+        return Err(Fault::CutShort);
     }
-    let said_offset = u64::from_be_bytes(header.get(256..264)?.try_into().ok()?);
-    let algorithm = text(header.get(72..104)?)?;
-    if said_offset != offset || algorithm != "sha256" {
-        return None;
+    let said_offset = u64::from_be_bytes(array(header, 256)?);
+    if said_offset != offset {
+        return Err(Fault::Place(said_offset));
+    }
+    // Before the checksum is known to be right, nothing of it is quoted but what is printable.
+    let algorithm = header.get(72..104).and_then(text).unwrap_or_default();
+    if algorithm != "sha256" {
+        return Err(Fault::Algorithm(algorithm.escape_default().to_string()));
     }
     let mut sealed = header.to_vec();
-    let stored = sealed.get(CHECKSUM)?.to_vec();
-    sealed.get_mut(CHECKSUM)?.fill(0);
+    let stored = sealed.get(CHECKSUM).ok_or(Fault::CutShort)?.to_vec();
+    sealed.get_mut(CHECKSUM).ok_or(Fault::CutShort)?.fill(0);
     let digest = <sha2::Sha256 as sha2::Digest>::digest(&sealed);
-    if stored.get(..32)? != digest.as_slice() {
-        return None;
+    if stored.get(..32) != Some(digest.as_slice()) {
+        return Err(Fault::Checksum);
     }
-    let uuid = text(header.get(168..208)?)?.to_owned();
-    let mut json: Value = serde_json::from_str(text(header.get(BINARY_BYTES..)?)?).ok()?;
+    let uuid = header.get(168..208).and_then(text).ok_or(Fault::Field("uuid"))?.to_owned();
+    let area = header.get(BINARY_BYTES..).and_then(text);
+    let area = area.ok_or_else(|| Fault::Json("it is not UTF-8".to_owned()))?;
+    let mut json: Value =
+        serde_json::from_str(area).map_err(|error| Fault::Json(error.to_string()))?;
     let slots = slot::slots(&json)?;
     // Each digest lists the key slots that it vouches for: enrolling a key is no new volume.
-    for digest in json.get_mut("digests")?.as_object_mut()?.values_mut() {
-        digest.as_object_mut()?.remove("keyslots");
+    let digests = json.get_mut("digests").and_then(Value::as_object_mut);
+    for digest in digests.ok_or(Fault::Field("digests"))?.values_mut() {
+        digest.as_object_mut().ok_or(Fault::Field("digests"))?.remove("keyslots");
     }
-    let digests = json.get("digests")?;
-    let segments = json.get("segments")?;
+    let digests = json.get("digests").ok_or(Fault::Field("digests"))?;
+    let segments = json.get("segments").ok_or(Fault::Field("segments"))?;
     // `Value` keeps its keys sorted, so the text is the same for the same content.
     let identity = sha256_hex(format!("{uuid}\n{digests}\n{segments}").as_bytes());
-    let data_offset_bytes = segments
-        .as_object()?
-        .values()
-        .filter_map(|segment| segment.get("offset")?.as_str()?.parse::<u64>().ok())
-        .min()?;
+    let offset_of = |segment: &Value| segment.get("offset")?.as_str()?.parse::<u64>().ok();
+    let offsets = segments.as_object().into_iter().flat_map(|all| all.values());
+    let data_offset_bytes =
+        offsets.filter_map(offset_of).min().ok_or(Fault::Field("segments.offset"))?;
     let tpm2_tokens = json.get("tokens").and_then(Value::as_object).map_or(0, |tokens| {
         let sealed = |t: &&Value| t.get("type").and_then(Value::as_str) == Some("systemd-tpm2");
         tokens.values().filter(sealed).count()
     });
-    Some(Header { uuid, identity, header_bytes, data_offset_bytes, tpm2_tokens, slots })
+    Ok(Header { uuid, identity, header_bytes, data_offset_bytes, tpm2_tokens, slots })
+}
+
+/// The bytes of a number at this place.
+fn array<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N], Fault> {
+    bytes.get(at..).and_then(|rest| rest.first_chunk().copied()).ok_or(Fault::CutShort)
 }
 
 /// A NUL-terminated field.
@@ -169,15 +222,16 @@ pub(crate) mod tests {
             }
             let mut bad = good.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(parse(&bad, 0), None, "bit {bit}");
+            assert!(parse(&bad, 0).is_err(), "bit {bit}");
         }
     }
 
     #[test]
     fn a_header_in_the_wrong_place_or_cut_short_is_none() {
         let good = header("u-u", 0x4000, true, 16 << 20);
-        assert_eq!(parse(&good, 0x8000), None);
-        assert_eq!(parse(&good[..0x2000], 0x4000), None);
-        assert_eq!(parse(&[], 0), None);
+        assert_eq!(parse(&good, 0x8000), Err(Fault::Place(0x4000)));
+        assert_eq!(parse(&good[..0x2000], 0x4000), Err(Fault::CutShort));
+        assert_eq!(parse(&good[..12], 0x4000), Err(Fault::CutShort));
+        assert_eq!(parse(&[], 0), Err(Fault::Absent));
     }
 }

@@ -7,6 +7,7 @@ pub mod gpt;
 pub mod luks;
 pub mod seed;
 pub mod state;
+pub mod stream;
 
 use sha2::{Digest, Sha256};
 

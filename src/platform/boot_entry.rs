@@ -31,7 +31,9 @@ pub fn next() -> Next {
     Next { says, warning }
 }
 
-fn differs(next: &str, running: &str) -> Option<String> {
+/// Why the next entry is surely another one than the one that runs.
+#[must_use]
+pub fn differs(next: &str, running: &str) -> Option<String> {
     // Defaults may be patterns (`*.efi`) or names of their own (`@saved`).
     let cannot_tell = next.is_empty() || next.starts_with('@') || next.contains(['*', '?', '[']);
     (!cannot_tell && !next.eq_ignore_ascii_case(running)).then(|| {

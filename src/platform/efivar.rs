@@ -22,7 +22,8 @@ pub fn loader_text(name: &str) -> Option<String> {
 }
 
 /// Four bytes of attributes, then UTF-16LE up to a NUL.
-fn decode(bytes: &[u8]) -> Option<String> {
+#[must_use]
+pub fn decode(bytes: &[u8]) -> Option<String> {
     let units = bytes.get(4..)?.chunks_exact(2).map(|unit| match unit {
         [low, high] => u16::from_le_bytes([*low, *high]),
         _ => 0,

@@ -3,10 +3,10 @@
 
 use std::io::{self, Read};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::directory::{self, Dir, Directory};
-use super::{Esp, Store};
+use super::directory::{self, Dir, Directory, Node};
+use super::{Esp, Store, locks};
 use crate::error::{chain, system_error};
 use crate::plan::check::matches;
 
@@ -16,6 +16,18 @@ const MAX_PASSED_OVER: usize = 9;
 const BROKEN: [i32; 3] = [libc::EIO, libc::ENOTDIR, libc::EUCLEAN];
 /// An error that is gone after so long was none of the directory's.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
+/// Whoever has the lock is waited for: staging takes a second, and a question to a person longer.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+const LOCK_LOOK: Duration = Duration::from_millis(50);
+
+/// What other users of the OS may do in a directory of restage's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// Look: there is nothing secret in it.
+    MayRead,
+    /// Nothing.
+    MayNothing,
+}
 
 /// An open ESP, or another directory that holds one of restage's own.
 ///
@@ -82,12 +94,29 @@ impl EspDirectory {
         }
     }
 
-    /// Takes the lock that keeps two restages apart, until this is dropped.
+    /// Takes the lock that keeps two restages apart, until this is dropped or the process ends, however
+    /// it ends. An error names the process that has it.
     pub fn lock(&mut self) -> io::Result<()> {
-        if self.own()?.lock()? {
-            Ok(())
-        } else {
-            Err(io::Error::other("another restage is at work on this ESP"))
+        let own = self.own()?;
+        let until = Instant::now() + LOCK_WAIT;
+        while !own.lock()? {
+            if Instant::now() > until {
+                let holder = locks::holder(&own.node()?);
+                let holder = holder.map(|who| format!(": {who}")).unwrap_or_default();
+                return Err(io::Error::other(format!("another restage is at work here{holder}")));
+            }
+            std::thread::sleep(LOCK_LOOK);
+        }
+        Ok(())
+    }
+
+    /// An error when other users may do more than that in restage's directory: what is staged there is
+    /// believed at the next boot. On FAT it is the mount that says who may.
+    pub fn check_guarded(&mut self, others: Others) -> io::Result<()> {
+        let node = self.own()?.node()?;
+        match unguarded(&node, rustix::process::geteuid().as_raw(), others) {
+            Some(why) => Err(io::Error::other(format!("`{}` {why}", self.name))),
+            None => Ok(()),
         }
     }
 
@@ -111,6 +140,20 @@ impl EspDirectory {
         }
         Ok(Some((parent, last)))
     }
+}
+
+/// Why a directory is none to stage in.
+fn unguarded(node: &Node, user: u32, others: Others) -> Option<String> {
+    let mode = node.mode;
+    if node.owner != user {
+        return Some(format!("belongs to user {}", node.owner));
+    }
+    if mode & 0o022 != 0 {
+        return Some(format!("may be changed by other users (mode {mode:04o})"));
+    }
+    (others == Others::MayNothing && mode & 0o055 != 0).then(|| {
+        format!("may be read by other users (mode {mode:04o}), and seeds may be secret: mount the ESP with umask=0077")
+    })
 }
 
 /// The name of restage's directory after so many that were passed over.
@@ -285,8 +328,43 @@ mod tests {
         let (root, mut first) = esp();
         first.lock().unwrap();
         let mut second = EspDirectory::open(root.path(), "restage").unwrap();
-        assert!(second.lock().is_err());
+        let refused = second.lock().unwrap_err().to_string();
+        let own = format!("another restage is at work here: process {}", std::process::id());
+        assert!(refused.starts_with(&own), "{refused}");
         drop(first);
         second.lock().unwrap();
+        // One that is just about to end is waited for.
+        drop(second);
+        let held = fs::File::open(root.path().join("restage")).unwrap();
+        rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let mut third = EspDirectory::open(root.path(), "restage").unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(Duration::from_millis(200));
+                drop(held);
+            });
+            third.lock().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_directory_of_others_is_none_to_stage_in() {
+        let (root, mut esp) = esp();
+        esp.create("0000000A.REQ", b"abc").unwrap();
+        esp.check_guarded(Others::MayNothing).unwrap();
+        let own = root.path().join("restage");
+        let mode = |mode| {
+            fs::set_permissions(&own, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        };
+        for (bits, read, nothing) in
+            [(0o755, true, false), (0o770, false, false), (0o702, false, false)]
+        {
+            mode(bits);
+            assert_eq!(esp.check_guarded(Others::MayRead).is_ok(), read, "{bits:o}");
+            assert_eq!(esp.check_guarded(Others::MayNothing).is_ok(), nothing, "{bits:o}");
+        }
+        let node =
+            Node { owner: 1000, mode: 0o700, ..directory::open(&own).unwrap().node().unwrap() };
+        assert_eq!(unguarded(&node, 0, Others::MayRead).unwrap(), "belongs to user 1000");
     }
 }

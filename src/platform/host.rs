@@ -39,8 +39,13 @@ pub fn facts() -> HostFacts {
 #[must_use]
 pub fn available_memory_kib() -> Option<u64> {
     let bytes = read_bounded(Path::new("/proc/meminfo"), MAX_BYTES).ok()?;
-    let text = String::from_utf8(bytes).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    available_kib(&String::from_utf8(bytes).ok()?)
+}
+
+/// The same in a text that the kernel has given.
+#[must_use]
+pub fn available_kib(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix(" kB")?.trim().parse().ok()
 }
 
@@ -57,7 +62,9 @@ fn smbios() -> Option<String> {
     meaningful(String::from_utf8(bytes).ok()?.trim())
 }
 
-fn meaningful(uuid: &str) -> Option<String> {
+/// A UUID that says something, in lower case.
+#[must_use]
+pub fn meaningful(uuid: &str) -> Option<String> {
     let digits: Vec<char> = uuid.chars().filter(|c| *c != '-').collect();
     let empty = digits.iter().all(|c| *c == '0') || digits.iter().all(|c| matches!(c, 'f' | 'F'));
     (!empty).then(|| uuid.to_ascii_lowercase())
@@ -81,7 +88,8 @@ pub fn loaded_credentials() -> Vec<String> {
 }
 
 /// A field of os-release, unquoted.
-fn field(release: &str, name: &str) -> Option<String> {
+#[must_use]
+pub fn field(release: &str, name: &str) -> Option<String> {
     let value =
         release.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix('='))?;
     let value = value.trim_matches(|c| c == '"' || c == '\'');

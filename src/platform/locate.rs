@@ -176,7 +176,7 @@ pub fn tpm_volumes_elsewhere(disk: &Path) -> io::Result<Vec<String>> {
             continue;
         }
         let Ok(device) = OpenDisk::open(&node(&name)) else { continue };
-        if let Ok(Some(header)) = crate::apply::probe::luks_on_device(&device)
+        if let Ok(Ok(header)) = crate::apply::probe::luks_on_device(&device)
             && header.tpm2_tokens > 0
         {
             volumes.push(format!("{} (LUKS2 volume {})", node(&name).display(), header.uuid));
@@ -262,7 +262,8 @@ impl Mounted {
 }
 
 /// The first mount of the whole file system on this device.
-fn mounted_at(mountinfo: &str, device: u64) -> Option<PathBuf> {
+#[must_use]
+pub fn mounted_at(mountinfo: &str, device: u64) -> Option<PathBuf> {
     let wanted = format!("{}:{}", libc::major(device), libc::minor(device));
     mountinfo.lines().find_map(|line| {
         let mut fields = line.split(' ').skip(2);
@@ -273,7 +274,8 @@ fn mounted_at(mountinfo: &str, device: u64) -> Option<PathBuf> {
 
 /// Whether a mount that is for writing has a file system that is not, and nobody has asked for that at
 /// another mount of it.
-fn has_gone_read_only(mountinfo: &str, path: &Path) -> bool {
+#[must_use]
+pub fn has_gone_read_only(mountinfo: &str, path: &Path) -> bool {
     let is_read_only = |options: &str| options.split(',').any(|option| option == "ro");
     // The last mount at a place is the one that is seen.
     let line = mountinfo

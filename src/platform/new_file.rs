@@ -1,17 +1,22 @@
 //! A file whose name a person gave.
-//! Side: OS. Writes beside it, and moves.
+//! Side: OS. Writes a file without a name, or beside it, and moves it there.
 
+use std::ffi::OsString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::path::Path;
 
-use super::directory::{self, Directory, Kernel};
+use super::directory::{Directory, Kernel};
 
-/// A new file: written beside its place and moved there when it is whole.
+/// A new file: it gets its name when it is whole.
+///
+/// Until then it has none, where the file system can do that, so that nothing stays behind of a process
+/// that is killed, and nobody else in that directory can meddle with it. On FAT, and when a file is
+/// replaced, it has another name for a while, which nobody can foresee.
 pub struct NewFile {
     directory: Kernel,
-    name: String,
-    temporary: String,
+    name: OsString,
+    temporary: Option<OsString>,
     file: File,
 }
 
@@ -19,11 +24,15 @@ impl NewFile {
     /// Begins a file at `path`, mode 0600. Nothing is seen there until [`NewFile::commit`].
     pub fn begin(path: &Path) -> io::Result<Self> {
         let name = path.file_name().ok_or_else(|| io::Error::other("not the name of a file"))?;
-        let name = name.to_str().ok_or_else(|| io::Error::other("the name is not UTF-8"))?;
         let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
         let directory = Kernel::open_following(parent.unwrap_or(Path::new(".")))?;
-        let temporary = format!(".{name}.restage-{}", std::process::id());
-        let file = directory.new_plain_file(temporary.as_ref())?;
+        let (temporary, file) = if let Some(file) = directory.nameless_file()? {
+            (None, file)
+        } else {
+            let temporary = beside()?;
+            let file = directory.new_plain_file(&temporary)?;
+            (Some(temporary), file)
+        };
         Ok(Self { directory, name: name.to_owned(), temporary, file })
     }
 
@@ -33,12 +42,8 @@ impl NewFile {
     }
 
     /// Makes it appear, durable when this returns; an existing file is replaced only if `replace`.
-    pub fn commit(self, replace: bool) -> io::Result<()> {
-        let moved = self.file.sync_all().and_then(|()| {
-            let (from, to) = (self.temporary.as_ref(), self.name.as_ref());
-            if replace { self.directory.replace(from, to) } else { self.directory.rename(from, to) }
-        });
-        match moved {
+    pub fn commit(mut self, replace: bool) -> io::Result<()> {
+        match self.file.sync_all().and_then(|()| self.appear(replace)) {
             Ok(()) => self.directory.sync(),
             Err(error) => {
                 self.abandon();
@@ -47,9 +52,46 @@ impl NewFile {
         }
     }
 
-    /// Leaves nothing behind.
-    pub fn abandon(self) {
-        // There is nothing better to do about a file that cannot be removed.
-        let _ = directory::shred(&self.directory, &self.temporary);
+    fn appear(&mut self, replace: bool) -> io::Result<()> {
+        if self.temporary.is_none() {
+            match self.directory.give_name(&self.file, &self.name) {
+                Err(error) if replace && error.kind() == io::ErrorKind::AlreadyExists => {
+                    let temporary = beside()?;
+                    self.directory.give_name(&self.file, &temporary)?;
+                    self.temporary = Some(temporary);
+                }
+                named => return named,
+            }
+        }
+        match &self.temporary {
+            Some(temporary) if replace => self.directory.replace(temporary, &self.name),
+            Some(temporary) => self.directory.rename(temporary, &self.name),
+            None => Ok(()),
+        }
     }
+
+    /// Leaves nothing behind: what was written is overwritten, and goes.
+    pub fn abandon(mut self) {
+        // There is nothing better to do about a file that cannot be overwritten or removed.
+        let _ = self.overwrite();
+        if let Some(temporary) = &self.temporary {
+            let _ = self.directory.remove_file(temporary);
+            let _ = self.directory.sync();
+        }
+    }
+
+    fn overwrite(&mut self) -> io::Result<()> {
+        let length = self.file.metadata()?.len();
+        self.file.seek(SeekFrom::Start(0))?;
+        io::copy(&mut io::Read::take(io::repeat(0), length), &mut self.file)?;
+        self.file.sync_all()
+    }
+}
+
+/// A name that nobody can take before us.
+fn beside() -> io::Result<OsString> {
+    let mut bytes = [0; 16];
+    // Up to 256 bytes are never cut short (getrandom(2)).
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(format!(".restage-{}", crate::format::hex(&bytes)).into())
 }

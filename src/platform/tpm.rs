@@ -9,8 +9,11 @@ mod ppi;
 
 use std::fmt;
 
-pub use esys::{DEADLINE, EsysTpm};
-pub use ppi::{PPI_CLEAR, PPI_ROOT, Ppi, PpiOutcome, PpiResponse, PpiSupport};
+pub use esys::{DEADLINE, EsysTpm, parse_tcti};
+pub use ppi::{
+    PPI_CLEAR, PPI_ROOT, Ppi, PpiOutcome, PpiResponse, PpiSupport, parse_ppi_operations,
+    parse_ppi_request, parse_ppi_response,
+};
 
 const TPMA_PERMANENT_OWNER_AUTH_SET: u32 = 1 << 0;
 const TPMA_PERMANENT_ENDORSEMENT_AUTH_SET: u32 = 1 << 1;

@@ -12,7 +12,7 @@ use super::disk::OpenDisk;
 use super::named_disk::NamedDisk;
 use super::{Disk, child, host};
 use crate::error::Calling;
-use crate::format::luks::{Header, Slot};
+use crate::format::luks::{Fault, Header, Slot};
 
 /// A key derivation takes seconds, and under emulation some more.
 const CRYPTENROLL_LIMIT: Duration = Duration::from_secs(300);
@@ -24,8 +24,8 @@ const MEMORY_LEFT_KIB: u64 = 32 * 1024;
 pub trait Volume {
     /// What the profile calls it.
     fn name(&self) -> &str;
-    /// Its header, as it is now on the medium; none when there is no LUKS2 volume.
-    fn header(&self) -> io::Result<Option<Header>>;
+    /// Its header, as it is now on the medium; else why there is none.
+    fn header(&self) -> io::Result<Result<Header, Fault>>;
     /// The key material of a slot.
     fn material(&self, slot: &Slot) -> io::Result<Zeroizing<Vec<u8>>>;
     /// Adds a passphrase, unlocked with the key in a file. A power cut leaves one slot more, or not.
@@ -66,7 +66,7 @@ impl Volume for LuksVolume {
         &self.name
     }
 
-    fn header(&self) -> io::Result<Option<Header>> {
+    fn header(&self) -> io::Result<Result<Header, Fault>> {
         let mut device = self.open()?;
         device.forget_cache()?;
         crate::apply::probe::luks_on_device(&device).map_err(io::Error::other)

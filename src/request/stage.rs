@@ -73,24 +73,45 @@ pub fn stage(
     id: &str,
 ) -> Result<()> {
     let what = || "cannot stage the request on the ESP".to_owned();
-    let found = find::look(machine.esp.as_ref())?;
+    clear_leftovers(machine.esp.as_mut(), staged.at)?;
+    machine.esp.make_room(&super::stem(id)).doing(what)?;
+    cancel(machine.esp.as_mut(), staged.at)?;
+    let put = put(machine, profile, prepared, staged, id);
+    // Nothing else would remove the seeds before the next boot.
+    if put.is_err()
+        && let Err(error) = clear_away(machine.esp.as_mut(), &super::stem(id))
+    {
+        log::warn!("{}", error.chain());
+    }
+    put
+}
+
+/// Clears away what is left of operations that have ended, or were never begun. Durable when this
+/// returns.
+pub fn clear_leftovers(store: &mut dyn Store, now: u64) -> Result<()> {
+    let found = find::look(store)?;
     // A report that was cut off is made good before what it stands for is cleared away; one that cannot
     // be read just now may be a good one.
     for stem in &found.leftovers {
         let report = format!("{stem}.RPT");
-        machine.esp.read(&report, MAX_BYTES).doing(|| format!("cannot read {report}"))?;
+        store.read(&report, MAX_BYTES).doing(|| format!("cannot read {report}"))?;
     }
-    let esp = machine.esp.as_mut();
-    let found = journal::mend::<journal::Committed>(esp, staged.at)?;
+    let found = journal::mend::<journal::Committed>(store, now)?;
     if !found.committed.is_empty() {
         let why = "an earlier reset did not get to its report: a boot ends it";
-        return Err(Error::new(what()).because(why));
+        return Err(Error::new("cannot clear away what is left").because(why));
     }
-    for stem in &found.leftovers {
-        clear_away(machine.esp.as_mut(), stem)?;
-    }
-    machine.esp.make_room(&super::stem(id)).doing(what)?;
-    cancel(machine.esp.as_mut(), staged.at)?;
+    found.leftovers.iter().try_for_each(|stem| clear_away(store, stem))
+}
+
+fn put(
+    machine: &mut Machine,
+    profile: &Profile,
+    prepared: &Prepared,
+    staged: Staged,
+    id: &str,
+) -> Result<()> {
+    let what = || "cannot stage the request on the ESP".to_owned();
     let ask = &prepared.ask;
     let seeds = if ask.seeds.is_empty() {
         None
@@ -146,7 +167,11 @@ pub fn cancel(store: &mut dyn Store, now: u64) -> Result<Vec<String>> {
         let id = request.as_ref().map_or_else(|| stem.to_lowercase(), |r| r.id.clone());
         let report =
             over(&id, request, Outcome::Cancelled, "withdrawn before it was committed", now);
-        journal::finish(store, &report, "")?;
+        if let Err(error) = journal::finish(store, &report, "") {
+            // As where it is full: what must go goes without a report. If it cannot, that is the reason.
+            log::warn!("{}", error.chain());
+            clear_away(store, &stem).map_err(|_| error)?;
+        }
         ids.push(id);
     }
     Ok(ids)

@@ -40,7 +40,7 @@ pub fn check(
     trial: Trial,
 ) -> Result<Result<Checked, Refused>> {
     let state = state_of(profile)?;
-    let backup = match extract::read(source, state, &mut |_, _| Ok(())) {
+    let backup = match extract::read(machine.parse, source, state, &mut |_, _| Ok(())) {
         Ok(backup) => backup,
         Err(ReadError::Bad(why)) => return Ok(Err(Refused::because(format!("the backup: {why}")))),
         Err(ReadError::Io(error)) => {
@@ -161,7 +161,8 @@ pub fn stage(
             volumes: volumes.collect(),
         },
     };
-    if let Some(flags) = flags {
+    let mut flags = flags;
+    if let Some(flags) = flags.as_deref_mut() {
         // A reset's, whose reports are here.
         journal::mend::<journal::Committed>(flags, machine.host.now)?;
         tidy_flags(machine.store.as_ref(), flags)?;
@@ -169,7 +170,17 @@ pub fn stage(
         flags.mark(&file_name(id, "FLG")).doing(what)?;
     }
     let bytes = envelope::encode(&request, RESTORE_REQUEST).doing(what)?;
-    machine.store.create(&file_name(id, "REQ"), &bytes).doing(what)
+    let put = machine.store.create(&file_name(id, "REQ"), &bytes).doing(what);
+    if put.is_err() {
+        // The flag goes last: where the request may be there, something has to say so.
+        let gone = clear_away(machine.store.as_mut(), &super::stem(id)).and_then(|()| {
+            flags.map_or(Ok(()), |flags| flags.remove(&file_name(id, "FLG"))).doing(what)
+        });
+        if let Err(error) = gone {
+            log::warn!("{}", error.chain());
+        }
+    }
+    put
 }
 
 /// Leaves nothing of a backup that was taken in and not staged.
@@ -194,7 +205,11 @@ pub fn cancel(machine: &mut Machine) -> Result<Vec<String>> {
         // It is withdrawn all the same.
         let request = request.inspect_err(|error| log::warn!("{}", error.chain())).ok();
         let reason = "withdrawn before it was committed";
-        over(machine, &stem, request.as_ref(), Outcome::Cancelled, reason)?;
+        if let Err(error) = over(machine, &stem, request.as_ref(), Outcome::Cancelled, reason) {
+            // As where it is full: what must go goes without a report. If it cannot, that is the reason.
+            log::warn!("{}", error.chain());
+            clear_away(machine.store.as_mut(), &stem).map_err(|_| error)?;
+        }
         ids.push(request.map_or_else(|| stem.to_lowercase(), |request| request.id));
     }
     Ok(ids)

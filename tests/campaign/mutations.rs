@@ -140,7 +140,7 @@ const BROKEN: [(&str, &str, &str, &str); 13] = [
          for one in machine.volumes.iter_mut().filter(|one| one.name() == volume.name) {\n\
          for slot in &volume.old {\n\
          let header = one.header().doing(String::new)?;\n\
-         if header.is_some_and(|h| h.slots.iter().any(|there| there.index == slot.index)) {\n\
+         if header.is_ok_and(|h| h.slots.iter().any(|there| there.index == slot.index)) {\n\
          one.remove_slot(slot.index).doing(String::new)?;\n}\n}\n}\n\
          slots::enroll(machine, profile, journal, volume)?;\n        }",
     ),

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use restage::format::luks::{Header, Slot};
+use restage::format::luks::{Fault, Header, Slot};
 use restage::platform::volume::Volume;
 use zeroize::Zeroizing;
 
@@ -28,9 +28,9 @@ impl Volume for Passphrases {
     fn name(&self) -> &str {
         NAMES[self.index]
     }
-    fn header(&self) -> io::Result<Option<Header>> {
+    fn header(&self) -> io::Result<Result<Header, Fault>> {
         let there = self.medium.beside().slots[self.index].there;
-        Ok(Some(read(self.index, there).clone()))
+        Ok(Ok(read(self.index, there).clone()))
     }
     fn material(&self, slot: &Slot) -> io::Result<Zeroizing<Vec<u8>>> {
         // Deriving takes longer than anything else here.

@@ -45,9 +45,9 @@ fn number(variable: &str, otherwise: u64) -> u64 {
 }
 
 /// The archive as restage sees it; none where it is refused.
-fn ours(layout: Layout, bytes: &[u8]) -> Option<Seen> {
+fn ours(layout: Layout, mut bytes: &[u8]) -> Option<Seen> {
     let mut seen = Seen::new();
-    archive::read(bytes, layout, LIMITS, &mut |entry, content| {
+    archive::read(&mut bytes, layout, LIMITS, &mut |entry, content| {
         let mut bytes = Vec::new();
         content.read_to_end(&mut bytes)?;
         let is = match &entry.kind {

@@ -30,6 +30,16 @@ impl System {
         system
     }
 
+    /// Another one like it.
+    pub fn again(&self) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        run(Command::new("cp")
+            .args(["-a", "--sparse=always"])
+            .arg(self.directory.path().join("."))
+            .arg(directory.path()));
+        Self { directory }
+    }
+
     fn make_volume(&self, name: &str, key: &str, passphrase: &str) {
         let path = self.volume(name);
         fs::File::create(&path).unwrap().set_len(20 << 20).unwrap();

@@ -9,9 +9,9 @@ use zeroize::Zeroizing;
 
 use super::Machine;
 use crate::error::{Doing, Error, Refused, Result, chain};
-use crate::format::archive::{self, Attributes, Entry, Kind, Limits, ReadError};
-use crate::format::hex;
+use crate::format::archive::{Attributes, Entry, Kind, Limits, Parse, ReadError, Visit};
 use crate::format::state::StateFile;
+use crate::format::{hex, stream};
 use crate::plan::restore::{Backup, FileFacts, PlannedRestore, stays};
 use crate::platform::state_fs::{Place, StateFs};
 use crate::profile::State;
@@ -23,6 +23,9 @@ pub const MAX_STATE_BYTES: u64 = 1 << 20;
 
 /// What an archive may have in excess of the files in it.
 pub const OVERHEAD_BYTES: u64 = 16 << 20;
+
+/// What is read of an archive at once.
+const BUFFER_BYTES: usize = 64 << 10;
 
 /// Digests what passes through it.
 pub struct Hashing<R> {
@@ -52,11 +55,9 @@ impl<R: Read> Read for Hashing<R> {
     }
 }
 
-/// What is done with a file of a backup while it passes.
-pub type Visit<'a> = dyn FnMut(&Entry, &mut dyn Read) -> io::Result<()> + 'a;
-
 /// Reads a backup to its end. `visit` sees every file but the state file.
 pub fn read(
+    parse: Parse,
     source: impl Read,
     profile: &State,
     visit: &mut Visit<'_>,
@@ -68,8 +69,8 @@ pub fn read(
     let limits = Limits { files: profile.max_files, bytes: profile.max_bytes };
     // Also of what takes no room when it is unpacked.
     let limit = profile.max_bytes.saturating_add(OVERHEAD_BYTES);
-    let mut source = BufReader::new(Hashing::new(source.take(limit)));
-    let read = archive::read(&mut source, profile.layout, limits, &mut |entry, content| {
+    let mut source = BufReader::with_capacity(BUFFER_BYTES, Hashing::new(source.take(limit)));
+    let read = parse(&mut source, profile.layout, limits, &mut |entry, content| {
         let mut content = Hashing::new(content);
         if Some(entry.name.as_str()) == state_file {
             let mut bytes = Zeroizing::new(Vec::new());
@@ -78,7 +79,7 @@ pub fn read(
         } else {
             visit(entry, &mut content)?;
         }
-        io::copy(&mut content, &mut io::sink())?;
+        stream::copy(&mut content, &mut io::sink())?;
         let (sha256, bytes) = content.finish();
         if let Kind::File { .. } = entry.kind {
             files.insert(entry.name.clone(), FileFacts { bytes, sha256 });
@@ -124,7 +125,7 @@ pub fn into_new(
     let state = machine.state.as_mut();
     let skip: &BTreeSet<SkipItem> = &request.skip;
     let mut directories = Vec::new();
-    let backup = read(archive, profile, &mut |entry, content| {
+    let backup = read(machine.parse, archive, profile, &mut |entry, content| {
         if stays(&entry.name, skip, profile) {
             return Ok(());
         }
@@ -207,7 +208,7 @@ pub fn copy(
 pub fn digest(state: &dyn StateFs, place: Place<'_>, name: &str) -> io::Result<Option<String>> {
     let Some(content) = state.open(place, name)? else { return Ok(None) };
     let mut content = Hashing::new(content);
-    io::copy(&mut content, &mut io::sink())?;
+    stream::copy(&mut content, &mut io::sink())?;
     Ok(Some(content.finish().0))
 }
 

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::journal::{self, Commit, Decision, Journal};
 use crate::error::{Doing, Error, Next, Refused, Result};
+use crate::format::archive::Parse;
 use crate::format::envelope::{self, Kind, RESTORE_JOURNAL, RESTORE_REQUEST};
 use crate::plan::facts::HostFacts;
 use crate::plan::restore::{RestoreFacts, RestorePlan, VolumePlan, check_request, check_resumed};
@@ -39,6 +40,8 @@ pub struct Machine {
     pub store: Box<dyn Store>,
     /// The volumes of the profile, in its order.
     pub volumes: Vec<Box<dyn Volume>>,
+    /// Who reads archives.
+    pub parse: Parse,
     /// The machine and its OS.
     pub host: HostFacts,
     /// Whether a hibernated system waits to be resumed.

@@ -98,8 +98,8 @@ fn volumes(machine: &Machine, profile: &State) -> Result<Vec<VolumeFacts>> {
         let header = volume.header();
         let header =
             header.map_err(|error| format!("cannot read its LUKS2 header: {}", chain(&error)));
-        let header =
-            header.and_then(|found| found.ok_or_else(|| "no valid LUKS2 header".to_owned()));
+        let header = header
+            .and_then(|found| found.map_err(|fault| format!("no valid LUKS2 header: {fault}")));
         let own_key = match &header {
             Err(why) => Err(why.clone()),
             Ok(header) => own_key(machine, volume, header, &asked.key)?,
@@ -139,7 +139,7 @@ fn own_key(
 /// The passphrases that open every volume. What cannot be tried does not open.
 fn open_passphrases(machine: &Machine, candidates: &BTreeSet<&str>) -> Vec<Zeroizing<String>> {
     let opens = |volume: &dyn Volume, passphrase: &str| {
-        let Some(header) = volume.header()? else { return Ok(false) };
+        let Ok(header) = volume.header()? else { return Ok(false) };
         let slots = header.slots.iter().filter(|slot| slot.kind == SlotKind::Password);
         Ok(opening_slot(volume, slots, passphrase.as_bytes())?.is_some())
     };

@@ -25,9 +25,9 @@ fn volume<'a>(machine: &'a mut Machine, plan: &VolumePlan) -> Result<&'a mut dyn
 fn look(volume: &dyn Volume, plan: &VolumePlan) -> Result<Result<Header, String>> {
     let what = || format!("cannot read the LUKS2 header of `{}`", plan.name);
     Ok(match volume.header().doing(what)? {
-        Some(header) if header.uuid == plan.uuid && header.identity == plan.identity => Ok(header),
-        Some(header) => Err(format!("`{}` is another volume now ({})", plan.name, header.uuid)),
-        None => Err(format!("`{}` is no LUKS2 volume any more", plan.name)),
+        Ok(header) if header.uuid == plan.uuid && header.identity == plan.identity => Ok(header),
+        Ok(header) => Err(format!("`{}` is another volume now ({})", plan.name, header.uuid)),
+        Err(fault) => Err(format!("`{}` is no LUKS2 volume any more: {fault}", plan.name)),
     })
 }
 

@@ -6,17 +6,20 @@
 //! list: what IncusOS, restage and GNU tar write. Everything else is a named error, and nothing is
 //! believed before the end of the gzip member has been reached and checked.
 
+mod frames;
 mod header;
+mod intake;
 mod name;
 mod pax;
 mod read;
 mod write;
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, BufRead, Read};
 
 use serde::{Deserialize, Serialize};
 
+pub use frames::{receive, send, send_failure};
 pub use name::unfit_name;
 pub use read::read;
 pub use write::{Writer, unfit};
@@ -46,6 +49,23 @@ pub enum Layout {
 }
 
 impl Layout {
+    const ALL: [Self; 2] = [Self::Flat, Self::Tree];
+
+    /// What profiles call it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Flat => "flat",
+            Self::Tree => "tree",
+        }
+    }
+
+    /// The one of this name.
+    pub fn named(name: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|layout| layout.name() == name);
+        found.ok_or_else(|| format!("no layout `{name}`"))
+    }
+
     /// What follows the kind of an entry that is refused.
     const fn accepts(self) -> &'static str {
         match self {
@@ -64,8 +84,15 @@ pub struct Limits {
     pub bytes: u64,
 }
 
+/// What is done with an entry while it passes, and with a reader of exactly its content.
+pub type Visit<'a> = dyn FnMut(&Entry, &mut dyn Read) -> io::Result<()> + 'a;
+
+/// Who reads an archive: [`read`], or a process that does it for us.
+pub type Parse = fn(&mut dyn BufRead, Layout, Limits, &mut Visit<'_>) -> Result<(), ReadError>;
+
 /// What an entry is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Kind {
     /// A regular file.
     File {
@@ -82,7 +109,8 @@ pub enum Kind {
 }
 
 /// What belongs to an entry besides its content.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Attributes {
     /// Permissions, set-id and sticky bits: at most 7777 in octal.
     pub mode: u32,
@@ -118,7 +146,8 @@ impl Default for Attributes {
 }
 
 /// An entry of an archive.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Entry {
     /// A plain name; in a tree a path from its top, `.` for the top itself.
     pub name: String,
@@ -168,6 +197,12 @@ impl std::fmt::Display for ReadError {
     }
 }
 
+impl From<io::Error> for ReadError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
 impl std::error::Error for ReadError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
@@ -175,6 +210,14 @@ impl std::error::Error for ReadError {
             // Its own text is told above.
             Self::Io(error) => error.source(),
         }
+    }
+}
+
+/// What went wrong with an archive passes through a visitor as an I/O error, and is told apart again.
+fn unwrapped(error: io::Error) -> ReadError {
+    match error.downcast::<ReadError>() {
+        Ok(error) => error,
+        Err(error) => ReadError::Io(error),
     }
 }
 

@@ -5,9 +5,10 @@ use std::io::{self, BufRead, Read};
 
 use flate2::bufread::GzDecoder;
 
+use super::super::stream;
 use super::header::Header;
-use super::name::Order;
-use super::{BLOCK, Entry, Layout, Limits, MAX_PAX_BYTES, ReadError, bad, padding};
+use super::intake::Intake;
+use super::{BLOCK, Layout, Limits, MAX_PAX_BYTES, ReadError, Visit, bad, padding, unwrapped};
 use crate::error::system_error;
 
 /// GNU tar fills its last record with zeros; nobody needs more than this.
@@ -18,15 +19,13 @@ pub(super) const CUT: &str = "it is cut short";
 /// of exactly its content; what `visit` leaves is skipped. Only on `Ok` was the archive a good one:
 /// nothing that `visit` did may count before.
 pub fn read(
-    source: impl BufRead,
+    source: &mut dyn BufRead,
     layout: Layout,
     limits: Limits,
-    visit: &mut dyn FnMut(&Entry, &mut dyn Read) -> io::Result<()>,
-) -> Result<Vec<Entry>, ReadError> {
+    visit: &mut Visit<'_>,
+) -> Result<(), ReadError> {
     let mut stream = Stream { gzip: GzDecoder::new(source) };
-    let mut order = Order::new(layout);
-    let mut entries: Vec<Entry> = Vec::new();
-    let mut room = Room { limits, files: 0, bytes: 0 };
+    let mut intake = Intake::new(layout, limits);
     let mut records: Option<Vec<u8>> = None;
     let mut pax_bytes = 0;
     while let Some(block) = stream.block()? {
@@ -35,14 +34,14 @@ pub fn read(
                 break;
             }
             stream.end()?;
-            return Ok(entries);
+            return Ok(());
         }
         let header = Header::open(&block, layout)?;
         if let Some(bytes) = header.pax_bytes()? {
             if records.is_some() {
                 return header.wrong("a second pax header for one entry");
             }
-            room.bytes(bytes).or_else(|why| header.wrong(&why))?;
+            intake.bytes(bytes).or_else(|why| header.wrong(&why))?;
             pax_bytes += bytes;
             if pax_bytes > MAX_PAX_BYTES {
                 return header.wrong("with it, more than 16 MiB of pax headers in all");
@@ -54,44 +53,16 @@ pub fn read(
             continue;
         }
         let entry = header.entry(records.take().as_deref())?;
-        order.add(&entry).map_err(ReadError::Bad)?;
-        room.file().map_err(ReadError::Bad)?;
-        room.bytes(entry.bytes()).map_err(|why| ReadError::Bad(entry.refused(&why)))?;
+        intake.entry(&entry).map_err(ReadError::Bad)?;
         let mut content = Content { stream: &mut stream, rest: entry.bytes() };
         visit(&entry, &mut content).map_err(unwrapped)?;
-        io::copy(&mut content, &mut io::sink()).map_err(unwrapped)?;
+        stream::copy(&mut content, &mut io::sink()).map_err(unwrapped)?;
         stream.padding(entry.bytes())?;
-        entries.push(entry);
     }
     if records.is_some() {
         return bad("a pax header that no entry follows");
     }
     bad("it ends without its end marker")
-}
-
-/// What the limits leave.
-struct Room {
-    limits: Limits,
-    files: u64,
-    bytes: u64,
-}
-
-impl Room {
-    fn file(&mut self) -> Result<(), String> {
-        if self.files >= self.limits.files {
-            return Err(format!("more than {} files", self.limits.files));
-        }
-        self.files += 1;
-        Ok(())
-    }
-
-    fn bytes(&mut self, bytes: u64) -> Result<(), String> {
-        self.bytes = self.bytes.saturating_add(bytes);
-        if self.bytes > self.limits.bytes {
-            return Err(format!("more than {} bytes in all", self.limits.bytes));
-        }
-        Ok(())
-    }
 }
 
 /// What the gzip member holds.
@@ -180,12 +151,5 @@ fn of_gzip(error: io::Error) -> ReadError {
         _ if system_error(&error).is_some() => ReadError::Io(error),
         io::ErrorKind::UnexpectedEof => ReadError::Bad(CUT.to_owned()),
         _ => ReadError::Bad(format!("gzip: {error}")),
-    }
-}
-
-fn unwrapped(error: io::Error) -> ReadError {
-    match error.downcast::<ReadError>() {
-        Ok(error) => error,
-        Err(error) => ReadError::Io(error),
     }
 }

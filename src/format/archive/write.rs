@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use flate2::{Compression, write::GzEncoder};
 use tar::{EntryType, Header};
 
+use super::super::stream;
 use super::name::{MAX_NAME_BYTES, Order, unfit_target};
 use super::pax::{self, Records};
 use super::{
@@ -53,7 +54,7 @@ impl<W: Write> Writer<W> {
             }
         };
         self.gzip.write_all(header.as_bytes())?;
-        let copied = io::copy(&mut content.take(entry.bytes()), &mut self.gzip)?;
+        let copied = stream::copy(&mut content.take(entry.bytes()), &mut self.gzip)?;
         if copied != entry.bytes() || content.read(&mut [0])? != 0 {
             return Err(io::Error::other(format!("`{}` was changed meanwhile", entry.name)));
         }

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256, Sha512};
 use xts_mode::{Xts128, get_tweak_default};
 use zeroize::Zeroizing;
 
+use super::Fault;
 use crate::format::sha256_hex;
 
 /// How many slots a volume can have (§3.2).
@@ -64,15 +65,18 @@ impl std::fmt::Display for UnknownSlot {
 impl std::error::Error for UnknownSlot {}
 
 /// The slots in the JSON area of a header, by number.
-pub(super) fn slots(header: &Value) -> Option<Vec<Slot>> {
+pub(super) fn slots(header: &Value) -> Result<Vec<Slot>, Fault> {
     let mut slots = Vec::new();
     let is_named = |list: &Value, index: &str| {
         list.get("keyslots")
             .and_then(Value::as_array)
             .is_some_and(|names| names.iter().any(|name| name.as_str() == Some(index)))
     };
-    for (index, slot) in header.get("keyslots")?.as_object()? {
-        let digests = header.get("digests")?.as_object()?;
+    let object = |name| header.get(name).and_then(Value::as_object).ok_or(Fault::Field(name));
+    let digests = object("digests")?;
+    for (index, slot) in object("keyslots")? {
+        // As cryptsetup writes it: `01` would be another name of the same slot.
+        let number = index.parse::<u32>().ok().filter(|number| number.to_string() == *index);
         let mut proof = digests.values().find(|digest| is_named(digest, index)).cloned();
         // Which others it vouches for is no property of this slot.
         if let Some(proof) = proof.as_mut().and_then(Value::as_object_mut) {
@@ -82,7 +86,7 @@ pub(super) fn slots(header: &Value) -> Option<Vec<Slot>> {
             tokens.values().find(|token| is_named(token, index))?.get("type")?.as_str()
         });
         slots.push(Slot {
-            index: index.parse().ok()?,
+            index: number.ok_or(Fault::Field("keyslots"))?,
             // `Value` keeps its keys sorted, so the text is the same for the same content.
             digest: sha256_hex(slot.to_string().as_bytes()),
             kind: match token {
@@ -96,7 +100,7 @@ pub(super) fn slots(header: &Value) -> Option<Vec<Slot>> {
         });
     }
     slots.sort_by_key(|slot| slot.index);
-    Some(slots)
+    Ok(slots)
 }
 
 impl Slot {

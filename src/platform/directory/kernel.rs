@@ -3,8 +3,9 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, Dir as Entries, FileType, FlockOperation, Gid, Mode, OFlags, Uid};
@@ -37,6 +38,24 @@ impl Kernel {
     pub fn new_plain_file(&self, name: &OsStr) -> io::Result<File> {
         let flags = FILE | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
         Ok(File::from(rustix::fs::openat(&self.0, name, flags, PRIVATE_FILE)?))
+    }
+
+    /// A file without a name, mode 0600, which is gone when it is closed; none where the file system
+    /// has no such files, as FAT.
+    pub fn nameless_file(&self) -> io::Result<Option<File>> {
+        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.0, ".", flags, PRIVATE_FILE) {
+            Ok(file) => Ok(Some(File::from(file))),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Gives a file without a name this one; one that is there already is an error.
+    pub fn give_name(&self, file: &File, name: &OsStr) -> io::Result<()> {
+        let nameless = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let follow = AtFlags::SYMLINK_FOLLOW;
+        Ok(rustix::fs::linkat(rustix::fs::CWD, nameless, &self.0, name, follow)?)
     }
 
     /// [`Directory::rename`] over what is there.
@@ -129,7 +148,12 @@ impl Directory for Kernel {
 
     fn file_to_overwrite(&self, name: &OsStr) -> io::Result<Option<Box<dyn OpenFile>>> {
         match rustix::fs::openat(&self.0, name, FILE | OFlags::WRONLY, Mode::empty()) {
-            Ok(file) => Ok(Some(Box::new(File::from(file)))),
+            Ok(file) => {
+                let file = File::from(file);
+                let metadata = file.metadata()?;
+                let is_ours = metadata.is_file() && metadata.nlink() == 1;
+                Ok(is_ours.then(|| Box::new(file) as Box<dyn OpenFile>))
+            }
             Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => Ok(None),
             Err(error) => Err(error.into()),
         }

@@ -19,6 +19,7 @@ pub use named::Named;
 
 use crate::error::{Calling, chain};
 use crate::format::archive::{Attributes, Kind};
+use crate::format::stream;
 
 /// Trees deeper than this are not ours to remove.
 const MAX_DEPTH: usize = 64;
@@ -86,8 +87,9 @@ pub trait Directory {
     fn directory(&self, name: &OsStr) -> io::Result<Option<Dir>>;
     /// Opens a regular file for reading; none when it is not there.
     fn file(&self, name: &OsStr) -> io::Result<Option<Box<dyn OpenFile>>>;
-    /// Opens a regular file for writing over it; none when it is not there, or is a link or a socket,
-    /// which hold nothing of their own.
+    /// Opens a regular file for writing over it; none when it is not there, or is a link, a pipe, a
+    /// socket or a device, which hold nothing of their own, or has another name, under which somebody
+    /// else may need what is in it.
     fn file_to_overwrite(&self, name: &OsStr) -> io::Result<Option<Box<dyn OpenFile>>>;
     /// Makes a file, mode 0600; one that is there already is an error.
     fn new_file(&self, name: &OsStr) -> io::Result<Box<dyn OpenFile>>;
@@ -182,7 +184,7 @@ pub fn create_vouched(
     content: &mut dyn Read,
 ) -> io::Result<u64> {
     let mut file = directory.new_file(name.as_ref())?;
-    let written = io::copy(content, &mut file)
+    let written = stream::copy(content, &mut file)
         .and_then(|bytes| file.sync().map(|()| bytes))
         .and_then(|bytes| directory.sync().map(|()| bytes));
     if written.is_err() {
@@ -204,7 +206,7 @@ pub fn create_from(
 ) -> io::Result<u64> {
     shred(directory, temporary)?;
     let mut file = directory.new_file(temporary.as_ref())?;
-    let bytes = match io::copy(content, &mut file)
+    let bytes = match stream::copy(content, &mut file)
         .and_then(|n| complete().and_then(|()| file.sync()).map(|()| n))
     {
         Ok(bytes) => bytes,
@@ -271,9 +273,9 @@ fn overwrite(mut file: Box<dyn OpenFile>) -> io::Result<()> {
 }
 
 fn is_readable(directory: &dyn Directory, name: &OsStr) -> bool {
-    directory
-        .file(name)
-        .is_ok_and(|file| file.is_some_and(|mut file| io::copy(&mut file, &mut io::sink()).is_ok()))
+    directory.file(name).is_ok_and(|file| {
+        file.is_some_and(|mut file| stream::copy(&mut file, &mut io::sink()).is_ok())
+    })
 }
 
 /// Removes a file or a directory with all that is in it, file contents overwritten first, durable

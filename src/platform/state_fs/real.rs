@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Listing, Place, SUPERSEDED, StateFs};
 use crate::format::archive::{Entry, Kind, Layout, unfit};
+use crate::format::stream;
 use crate::platform::directory::{self, Dir, Directory, Node, NodeKind};
 use crate::profile::State;
 
@@ -291,7 +292,7 @@ impl StateFs for StateDirectory {
             // Nothing looks there before it is whole.
             Kind::File { .. } if place == Place::New => {
                 let mut file = directory.new_file(name.as_ref())?;
-                io::copy(content, &mut file)?;
+                stream::copy(content, &mut file)?;
                 return self.apply_to_file(directory, name, entry);
             }
             Kind::File { .. } => {

@@ -228,7 +228,7 @@ fn no_answer(deadline: Duration) -> String {
 }
 
 /// Strict, because tss-esapi is not: what it doesn't understand becomes its default, which is another TPM.
-fn parse_tcti(tcti: &str) -> Result<TctiNameConf, TpmError> {
+pub fn parse_tcti(tcti: &str) -> Result<TctiNameConf, TpmError> {
     const PARSE: &str = "reading the TCTI string";
     let malformed = || {
         TpmError::failed(

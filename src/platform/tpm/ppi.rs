@@ -114,7 +114,7 @@ fn unexpected(text: &str) -> io::Error {
 }
 
 /// `5`; from interface version 1.3 a parameter may follow.
-fn parse_ppi_request(text: &str) -> io::Result<Option<u32>> {
+pub fn parse_ppi_request(text: &str) -> io::Result<Option<u32>> {
     let first = text.split_whitespace().next().ok_or_else(|| unexpected(text))?;
     let operation: u32 = first.parse().map_err(|_| unexpected(text))?;
     Ok((operation != 0).then_some(operation))
@@ -122,7 +122,7 @@ fn parse_ppi_request(text: &str) -> io::Result<Option<u32>> {
 
 /// `5 0: Success`, `5 0xFFFFFFF0: User Abort`, `5 17: Corresponding TPM error`, or
 /// `0: No Recent Request`.
-fn parse_ppi_response(text: &str) -> io::Result<Option<PpiResponse>> {
+pub fn parse_ppi_response(text: &str) -> io::Result<Option<PpiResponse>> {
     let (numbers, _words) = text.split_once(':').ok_or_else(|| unexpected(text))?;
     let Some((operation, code)) = numbers.split_once(' ') else {
         return if numbers == "0" { Ok(None) } else { Err(unexpected(text)) };
@@ -146,7 +146,7 @@ fn parse_number(text: &str) -> Option<u32> {
 }
 
 /// Lines of `5 4: User not required`.
-fn parse_ppi_operations(text: &str) -> io::Result<Vec<(u32, PpiSupport)>> {
+pub fn parse_ppi_operations(text: &str) -> io::Result<Vec<(u32, PpiSupport)>> {
     text.lines()
         .map(|line| {
             let (numbers, _text) = line.split_once(':')?;

@@ -10,7 +10,7 @@ use restage::apply::journal::reports;
 use restage::apply::restore::probe::Trial;
 use restage::apply::restore::{Machine, Restored, at_boot, confirm};
 use restage::error::{Error, Next, Refused, chain};
-use restage::format::archive::{Entry, Layout, Writer};
+use restage::format::archive::{self, Entry, Layout, Writer};
 use restage::plan::facts::HostFacts;
 
 use restage::platform::directory::{self, Directory};
@@ -32,8 +32,8 @@ use crate::model::{Device, Shared, World};
 use crate::told::Told;
 
 const ID: &str = "0123456789abcdef0123456789abcdef";
-const STATE: &str = "var/lib/incus-os/";
-const OWN_DIRECTORY: &str = "var/lib/restage/";
+pub const STATE: &str = "var/lib/incus-os/";
+pub const OWN_DIRECTORY: &str = "var/lib/restage/";
 /// Boots until a restore must be over.
 const MAX_BOOTS: usize = 8;
 
@@ -48,18 +48,18 @@ fn state_text(hostname: &str, passphrase: &str) -> String {
 }
 
 /// The machines that all cases begin with, and what they are compared with.
-struct Lab {
+pub struct Lab {
     profile: Profile,
     skip: BTreeSet<SkipItem>,
-    archive: Vec<u8>,
+    pub archive: Vec<u8>,
     /// Nothing is staged.
-    clean: World,
+    pub clean: World,
     /// A restore is staged.
-    staged: World,
+    pub staged: World,
     /// The restored state is booted for the first time.
-    window: World,
+    pub window: World,
     /// Nobody has confirmed in three boots.
-    unconfirmed: World,
+    pub unconfirmed: World,
     confirmed: Option<World>,
     rolled_back: Option<World>,
     /// A mistake in how it works, to see whether it is seen.
@@ -67,7 +67,7 @@ struct Lab {
 }
 
 impl Lab {
-    fn new(skip: &str) -> Self {
+    pub fn new(skip: &str) -> Self {
         let profile = Profile::incusos().unwrap();
         let mut archive = Writer::new(Vec::new(), Layout::Flat);
         for (name, text) in [
@@ -169,6 +169,7 @@ impl Lab {
             state: Box::new(state.map_err(said)?),
             store: Box::new(store(world)?),
             volumes: vec![volume(0), volume(1)],
+            parse: archive::read,
             host: HostFacts { now: world.borrow().clock, ..HostFacts::default() },
             is_hibernated: false,
             is_offline: true,
@@ -188,8 +189,17 @@ impl Lab {
 
     /// What `restage restore` does.
     fn stage(&self, world: &Shared) -> Result<Result<(), Refused>, Error> {
+        self.stage_archive(world, &self.archive)
+    }
+
+    /// The same with another backup.
+    pub fn stage_archive(
+        &self,
+        world: &Shared,
+        archive: &[u8],
+    ) -> Result<Result<(), Refused>, Error> {
         let mut machine = self.machine(world).map_err(Error::new)?;
-        let staged = self.stage_on(&mut machine, world);
+        let staged = self.stage_on(&mut machine, world, archive);
         if !matches!(staged, Ok(Ok(()))) {
             let _ = stage_restore::abandon(&mut machine, ID);
         }
@@ -200,11 +210,11 @@ impl Lab {
         &self,
         machine: &mut Machine,
         world: &Shared,
+        mut bytes: &[u8],
     ) -> Result<Result<(), Refused>, Error> {
-        let source = &mut self.archive.as_slice();
+        let mut taken = bytes;
         let state = self.state_profile();
-        let archive = stage_restore::take_in(machine, state, ID, source)?;
-        let mut taken = self.archive.as_slice();
+        let archive = stage_restore::take_in(machine, state, ID, &mut bytes)?;
         let (profile, skip) = (&self.profile, &self.skip);
         let checked = stage_restore::check(machine, profile, skip, &mut taken, Trial::Make)?;
         let checked = match checked {
@@ -220,7 +230,7 @@ impl Lab {
 
     /// What `restage initrd restore` does, without its mounts. As there, what is committed holds, and
     /// what nobody can look at as well.
-    fn apply(&self, world: &Shared) -> Result<Restored, Error> {
+    pub fn apply(&self, world: &Shared) -> Result<Restored, Error> {
         let looked = self.machine(world).map_err(Error::new).and_then(|machine| {
             let found = find::look(machine.store.as_ref())?;
             Ok((machine, found))
@@ -243,7 +253,7 @@ impl Lab {
     }
 
     /// What `restage confirm` does in a system that is healthy.
-    fn confirm(&self, world: &Shared) -> Result<Restored, Error> {
+    pub fn confirm(&self, world: &Shared) -> Result<Restored, Error> {
         let mut machine = self.machine(world).map_err(Error::new)?;
         let confirmed = confirm(&mut machine, &self.profile)?;
         if !matches!(confirmed, Restored::Later(_)) {
@@ -252,7 +262,7 @@ impl Lab {
         Ok(confirmed)
     }
 
-    fn cancel(&self, world: &Shared) -> Result<Result<(), Refused>, Error> {
+    pub fn cancel(&self, world: &Shared) -> Result<Result<(), Refused>, Error> {
         let mut machine = self.machine(world).map_err(Error::new)?;
         stage_restore::cancel(&mut machine)?;
         tidy_flags(&machine, world).map_err(Error::new)?;
@@ -301,6 +311,21 @@ impl Lab {
     /// What must be so at any instant: the state is one of the two, whole, a passphrase that it lists
     /// opens both volumes, and no key is gone.
     fn check_image(&self, image: &World) -> Result<(), String> {
+        self.check_state(image)?;
+        // A flag alone means nothing; without it a boot does not look.
+        let has = |files: &Files, end: &str| {
+            let whole = |found: &Found| !matches!(found, Found::Unreadable);
+            files.all().iter().any(|(path, found)| path.ends_with(end) && whole(found))
+        };
+        let is_open = ["REQ", "JNL"].iter().any(|end| has(&image.state, end));
+        if is_open && !has(&image.state, ".RPT") && !has(&image.esp, ".FLG") {
+            return Err("a restore is there, and no flag says so".to_owned());
+        }
+        Ok(())
+    }
+
+    /// The same without what a boot looks for.
+    pub fn check_state(&self, image: &World) -> Result<(), String> {
         let (all, old) = (image.state.all(), part(&self.clean.state.all(), STATE));
         let state = part(&all, STATE);
         let new = self.confirmed.as_ref().map(|world| part(&world.state.all(), STATE));
@@ -315,15 +340,6 @@ impl Lab {
         let slot = if text.contains(OLD) { 1 } else { 2 };
         if !image.slots.iter().all(|slots| slots.opens(slot)) {
             return Err(format!("the listed passphrase opens not both: {:?}", image.slots));
-        }
-        // A flag alone means nothing; without it a boot does not look.
-        let has = |files: &Files, end: &str| {
-            let whole = |found: &Found| !matches!(found, Found::Unreadable);
-            files.all().iter().any(|(path, found)| path.ends_with(end) && whole(found))
-        };
-        let is_open = ["REQ", "JNL"].iter().any(|end| has(&image.state, end));
-        if is_open && !has(&image.state, ".RPT") && !has(&image.esp, ".FLG") {
-            return Err("a restore is there, and no flag says so".to_owned());
         }
         for (name, key) in old.iter().filter(|(name, _)| name.contains("zpool")) {
             if !all.values().any(|found| found == key) {

@@ -24,7 +24,7 @@ fn good() -> Vec<u8> {
 fn ours(bytes: &[u8]) -> Result<Files, String> {
     let mut files = Files::new();
     let limits = Limits { files: 10, bytes: 1 << 20 };
-    archive::read(Cursor::new(bytes), Layout::Flat, limits, &mut |entry, content| {
+    archive::read(&mut Cursor::new(bytes), Layout::Flat, limits, &mut |entry, content| {
         let mut file = Vec::new();
         content.read_to_end(&mut file)?;
         files.insert(entry.name.clone(), file);

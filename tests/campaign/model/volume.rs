@@ -5,7 +5,7 @@
 use std::io;
 use std::path::Path;
 
-use restage::format::luks::{Header, Slot};
+use restage::format::luks::{Fault, Header, Slot};
 use restage::platform::volume::Volume;
 use zeroize::Zeroizing;
 
@@ -44,9 +44,9 @@ impl Volume for ModelVolume {
     fn name(&self) -> &str {
         NAMES[self.index]
     }
-    fn header(&self) -> io::Result<Option<Header>> {
+    fn header(&self) -> io::Result<Result<Header, Fault>> {
         let there = self.call(Call::Read, "header", |world| world.slots[self.index].there)?;
-        Ok(Some(read(self.index, there).clone()))
+        Ok(Ok(read(self.index, there).clone()))
     }
     fn material(&self, slot: &Slot) -> io::Result<Zeroizing<Vec<u8>>> {
         let index = self.index;

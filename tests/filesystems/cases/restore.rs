@@ -10,7 +10,7 @@ use restage::apply::journal::reports;
 use restage::apply::restore::probe::Trial;
 use restage::apply::restore::{Machine, Restored, at_boot, confirm};
 use restage::error::{Error, Next};
-use restage::format::archive::{Entry, Layout as Archive, Writer};
+use restage::format::archive::{self, Entry, Layout as Archive, Writer};
 use restage::plan::facts::HostFacts;
 use restage::platform::Store;
 use restage::platform::esp::EspDirectory;
@@ -187,6 +187,7 @@ impl Lab {
             state: Box::new(StateDirectory::open(root, self.state_profile()).map_err(said)?),
             store: Box::new(EspDirectory::open(&root.join(LIB), OWN_NAME).map_err(said)?),
             volumes: vec![volume(0), volume(1)],
+            parse: archive::read,
             host: HostFacts { now: NOW, ..HostFacts::default() },
             is_hibernated: false,
             // That it lies on dm-crypt is looked at.

@@ -164,10 +164,11 @@ fn an_error_of_the_source_or_the_visitor_is_not_the_archives_fault() {
             Err(io::Error::from_raw_os_error(5))
         }
     }
-    let result = read(io::BufReader::new(Broken), Layout::Flat, LIMITS, &mut |_, _| Ok(()));
+    let result = read(&mut io::BufReader::new(Broken), Layout::Flat, LIMITS, &mut |_, _| Ok(()));
     assert!(matches!(result, Err(ReadError::Io(_))), "{result:?}");
     let full = || io::Error::from(io::ErrorKind::StorageFull);
-    let result = read(written(&some()).as_slice(), Layout::Flat, LIMITS, &mut |_, _| Err(full()));
+    let result =
+        read(&mut written(&some()).as_slice(), Layout::Flat, LIMITS, &mut |_, _| Err(full()));
     assert!(matches!(result, Err(ReadError::Io(_))), "{result:?}");
 }
 
