@@ -64,6 +64,11 @@ impl Esp {
         file.flush().doing(what())
     }
 
+    /// Removes a file as most programs do: what was in it stays where it was.
+    pub fn remove(&self, path: &str) -> Outcome {
+        self.fat.root_dir().remove(path).doing(format!("removing {path} from the ESP"))
+    }
+
     pub fn put(&self, directory: &str, files: &Files) -> Outcome {
         files.iter().try_for_each(|(name, bytes)| self.write(&format!("{directory}/{name}"), bytes))
     }

@@ -26,6 +26,7 @@ mod failure;
 mod fat;
 mod faults;
 mod guest;
+mod hunt;
 mod lab;
 mod machine;
 mod nbd;

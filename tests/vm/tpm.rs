@@ -1,12 +1,14 @@
 //! What scenarios plant in a TPM that is off, and what they look for after:
 //! a persistent object, an NV index, a lockout password, the owner's seed.
 
-use crate::failure::{Doing, Outcome};
-use crate::swtpm::Bare;
+use crate::failure::{Doing, Failure, Outcome};
+use crate::swtpm::{self, Bare};
 use std::path::Path;
 
 const OWNER: u32 = 0x4000_0001;
 const LOCKOUT: u32 = 0x4000_000A;
+const PLATFORM: u32 = 0x4000_000C;
+const PCR_ALLOCATE: u32 = 0x12B;
 const GET_CAPABILITY: u32 = 0x17A;
 const HIERARCHY_CHANGE_AUTH: u32 = 0x129;
 const CREATE_PRIMARY: u32 = 0x131;
@@ -40,6 +42,28 @@ pub struct Contents {
     pub nv: Vec<u32>,
     /// The public part of the fixed primary: a function of the owner's seed.
     pub owner: Vec<u8>,
+}
+
+/// A new TPM with one bank of PCRs, SHA-256, as TPMs are sold. One that is made
+/// from nothing has four, and firmware, stub and kernel hash all of the UKI for
+/// each of them: under emulation that is ten seconds of every boot.
+pub fn make(state: &Path) -> Outcome {
+    const BANKS: [(u16, [u8; 3]); 4] =
+        [(0x0004, [0; 3]), (0x000B, [0xFF; 3]), (0x000C, [0; 3]), (0x000D, [0; 3])];
+    swtpm::make_state(state)?;
+    let mut tpm = Bare::start(state)?;
+    let mut wanted = vec![0, 0, 0, 4];
+    for (hash, pcrs) in BANKS {
+        wanted.extend(hash.to_be_bytes());
+        wanted.push(3); // bytes of selection
+        wanted.extend(pcrs);
+    }
+    let answer = tpm.with_empty_auth(PCR_ALLOCATE, &[PLATFORM], &wanted).doing("choosing banks")?;
+    // The size of the parameters, then whether it can be had.
+    if answer.get(4) != Some(&1) {
+        return Err(Failure::new("the TPM cannot have SHA-256 as its only bank"));
+    }
+    finish(&mut tpm)
 }
 
 /// Makes a persistent object and an NV index that only a clear removes.

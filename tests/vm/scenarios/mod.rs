@@ -26,6 +26,7 @@ use crate::failure::Outcome;
 pub const ORDINARY: &str = "ordinary";
 /// What the ordinary run has no time for, and no other shard is about.
 const BOOTS: &str = "boots";
+const MORE: &str = "more-boots";
 const KILLS: &str = "kills";
 const RESTORES: &str = "restores";
 const FULL_RESETS: &str = "replay-full-reset";
@@ -57,13 +58,10 @@ const fn long(
 /// Long ones first: two at a time they pack better.
 pub const ALL: &[Scenario] = &[
     ordinary("restore-rolled-back", 15, restore::rolled_back),
-    ordinary("restore-confirmed", 25, restore::confirmed),
-    ordinary("power-cuts", 40, cuts::power_cuts),
+    ordinary("restore-confirmed", 28, restore::confirmed),
     ordinary("replay-gpt", 41, replay::gpt),
     ordinary("replay-wipe", 40, replay::wipe),
-    ordinary("reset", 55, reset::default),
-    ordinary("tpm-locked", 30, tpm::locked),
-    ordinary("tpm-none", 25, tpm::none),
+    ordinary("reset", 65, reset::default),
     ordinary("quiet", 20, quiet::quiet),
     ordinary("refused", 25, refusals::refused),
     long(FULL_RESETS, "replay-full-reset-a", 40, |bench| replay::resets(bench, 0)),
@@ -83,6 +81,10 @@ pub const ALL: &[Scenario] = &[
     long(SMALL_RESTORES, "replay-small-restore-c", 7, |bench| replay_small::restores(bench, 2)),
     long(SMALL_RESTORES, "replay-small-restore-d", 7, |bench| replay_small::restores(bench, 3)),
     long(SMALL_RESTORES, "replay-full-esp", 180, committed::full_esp),
+    long(MORE, "restore-health", 5, restore::healthy),
+    long(MORE, "power-cuts", 40, cuts::power_cuts),
+    long(MORE, "tpm-locked", 30, tpm::locked),
+    long(MORE, "tpm-none", 25, tpm::none),
     long(BOOTS, "restore-after-reset", 29, restore_reset::after_reset),
     long(BOOTS, "killed", 20, cuts::killed),
     long(BOOTS, "example", 50, reset::example),

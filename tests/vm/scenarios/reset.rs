@@ -7,15 +7,18 @@ use crate::disk::{Access, Disk};
 use crate::esp::{self, Esp, RESTAGE};
 use crate::failure::{Doing, Outcome};
 use crate::guest::Report;
+use crate::hunt::{self, Hunt};
+use crate::scenarios::restored::add_keys;
 use crate::seeds;
 use crate::{command, tpm};
 use std::path::Path;
 
-/// Three boots: staged with no options in the running OS; applied in the initrd,
-/// and the disk read before anything is made anew; the new system.
+/// Three boots: staged with a seed in the running OS; applied in the initrd,
+/// and the disk read before anything is made anew; the new system. Then the seed and the keys
+/// of the old system are looked for.
 pub fn default(bench: &mut Bench<'_>) -> Outcome {
     let old = bench.base()?.facts.clone();
-    let kept = bench.base()?.seeds.clone();
+    let mut wanted = bench.base()?.seeds.clone();
     let pool = bench.machine.add_disk("pool", 64)?;
     fill(&pool)?;
     tpm::plant(&bench.machine.tpm)?;
@@ -25,7 +28,18 @@ pub fn default(bench: &mut Bench<'_>) -> Outcome {
     let facts = bench.booted(Boot::Usual)?;
     end::same_system(bench, &old, &facts)?;
     // Staged first, to see the request, and then by the command with --reboot.
-    bench.start("restage factory-reset --force --reboot")?;
+    // The machine makes the secret: it is in no command of ours.
+    bench.run(
+        "umask 077; printf '{\"seeds\":{\"hunted\":{\"token\":\"hunted-%s\"}}}' \
+         $(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n') >/run/seeds.json",
+    )?;
+    let secret = bench.run("jq -r .seeds.hunted.token /run/seeds.json")?.trim().to_owned();
+    let seed = format!("{{\"token\":\"{secret}\"}}");
+    wanted.insert("hunted.json".to_owned(), seed.into_bytes());
+    let mut hunt = Hunt::default();
+    hunt.add("the seed", secret.as_bytes())?;
+    add_keys(&mut hunt, &old)?;
+    bench.start("restage factory-reset --force --reboot -d @/run/seeds.json")?;
     bench.wait_reset(90)?;
     bench.line(&["restage: committed"], 60)?;
     bench.line(&["step 1/"], 60)?;
@@ -37,7 +51,7 @@ pub fn default(bench: &mut Bench<'_>) -> Outcome {
         .find_map(|name| name.strip_suffix(".RPT"))
         .doing("looking for a report on the ESP")?
         .to_owned();
-    let report = end::reset_done(bench, &stem, &kept)?;
+    let report = end::reset_done(bench, &stem, &wanted)?;
     let report = Report(&report);
     bench.tells("the steps", &report.steps().join(" "), &["tpm", "seed", "wipe", "gpt"])?;
     let first = report.steps().first().copied().unwrap_or_default().to_owned();
@@ -45,10 +59,17 @@ pub fn default(bench: &mut Bench<'_>) -> Outcome {
     bench.equal("boots that worked on it", report.runs(), 1)?;
     let tpm_after = end::in_tpm(bench)?;
     end::tpm_cleared(bench, &tpm_before, &tpm_after)?;
+    // Before the new system has written anything: the seed in its archive, and nowhere else.
+    let disk = bench.machine.open_disk(Access::Read)?;
+    let (part, (_, end)) = (disk.part(seeds::PARTITION)?, seeds::read(&disk)?);
+    disk.close()?;
+    let archive = part.start..part.start + end as u64;
+    hunt::outside(bench, &hunt, std::slice::from_ref(&archive))?;
 
     bench.power_on()?;
     let new = bench.booted(Boot::First)?;
     end::new_system(bench, &old, &new)?;
+    hunt::inside(bench, &[&secret, &old.passphrase])?;
     bench.equal("hostname from the kept seeds", &new.hostname, &old.hostname)?;
     bench.equal("timezone from the kept seeds", &new.timezone, &old.timezone)?;
     let status = bench.status()?;

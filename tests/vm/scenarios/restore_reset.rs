@@ -6,7 +6,7 @@ use crate::faults;
 use crate::scenarios::restored::{
     BACKUP, DEVICE, SLOTS, VOLUMES, both, nothing_left, put, slots, staged, window,
 };
-use crate::swtpm;
+use crate::tpm;
 use crate::wire::from_base64;
 
 /// Four boots. A backup of the base; a factory reset that leaves no seed of it; the new installation
@@ -78,7 +78,7 @@ pub fn by_passphrase(bench: &mut Bench<'_>) -> Outcome {
     bench.power_off()?;
 
     std::fs::remove_dir_all(&bench.machine.tpm).doing("taking the TPM away")?;
-    swtpm::make_state(&bench.machine.tpm)?;
+    tpm::make(&bench.machine.tpm)?;
     bench.machine.oem = vec![faults::passphrase(&old.passphrase)];
     bench.power_on()?;
     bench.line(&["restage: the restored state is in place: boot 1 of 3"], 250)?;

@@ -3,7 +3,8 @@
 use crate::bench::{Bench, Boot};
 use crate::failure::{Failure, Outcome};
 use crate::guest::Facts;
-use crate::wire::to_base64;
+use crate::hunt::Hunt;
+use crate::wire::{from_base64, to_base64};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,14 @@ pub const SLOTS: &str = "3";
 pub const SLOTS_IN_WINDOW: &str = "4";
 /// How every line about the work on a restore begins.
 const WORK: [&str; 2] = ["restage: checking and extracting", "restage: step "];
+
+/// The keys of a system, to be looked for.
+pub fn add_keys(hunt: &mut Hunt, facts: &Facts) -> Outcome {
+    hunt.add("the passphrase", facts.passphrase.as_bytes())?;
+    hunt.add("the machine key of root", &from_base64(&facts.key_root)?)?;
+    hunt.add("the machine key of swap", &from_base64(&facts.key_swap)?)?;
+    hunt.add("the key of the pool", &from_base64(&facts.key_pool)?)
+}
 
 /// The id of the staged restore.
 pub fn staged(bench: &mut Bench<'_>) -> Outcome<String> {
