@@ -463,11 +463,11 @@ pub fn mend<C: Commit>(store: &mut dyn Store, now: u64) -> Result<Found> {
         if has("JNL") {
             // Whatever came of it, the journal has to say.
             Journal::<C>::load(store, stem)?;
-            log::warn!("{name} is no report: it is written again");
+            log::warn!("{name} is written again");
             store.remove(&name).doing(what)?;
             is_changed = true;
         } else if has("REQ") {
-            log::warn!("{name} is no report, and nothing else says what came of the request");
+            log::warn!("nothing but {name} says what came of the request: it is replaced");
             let reason = "it ended before it was committed, and its report was lost in a power cut";
             let report = Report {
                 id: stem.to_lowercase(),
@@ -516,9 +516,16 @@ fn is_nothing<C: Commit>(store: &dyn Store, stem: &str) -> bool {
     }
 }
 
+/// A report that can be read and is of the operation that the file is called after: what is done about
+/// old reports goes by what they say.
 fn read_report(store: &dyn Store, name: &str) -> Option<Report> {
     let bytes = read_or_tell(store, name)?;
-    envelope::parse(&bytes, REPORT).ok()
+    let report = envelope::parse::<Report>(&bytes, REPORT).map_err(|error| error.to_string());
+    let report = report.and_then(|report| {
+        let is_its_own = file_name(&report.id, "RPT") == name;
+        is_its_own.then_some(report).ok_or("field `id` does not fit the file's name".to_owned())
+    });
+    report.inspect_err(|why| log::warn!("{name} is no report: {why}")).ok()
 }
 
 /// Removes what is left of a finished operation, or of one that never became a request.

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use crate::fixtures::enveloped;
 use crate::fixtures::files::{self, Hostile, Place};
 use crate::fixtures::tar::Tar;
 use crate::rig::Rig;
@@ -13,12 +15,17 @@ use crate::support::state::{OLD, state_text};
 use crate::{each, said};
 use restage::format::archive::Layout;
 
-fn reset(disk: &Disk, arguments: &[&str]) -> Output {
+fn command(disk: &Disk, arguments: &[&str]) -> Command {
     let binary = std::env::var("RESTAGE_BIN").ok();
     let binary = binary.unwrap_or_else(|| env!("CARGO_BIN_EXE_restage").to_owned());
     let mut command = Command::new(binary);
     command.args(arguments).arg("--disk").arg(disk.image()).arg("--esp").arg(disk.esp());
-    command.args(["--tcti", "none"]).stdin(Stdio::null()).output().unwrap()
+    command.args(["--tcti", "none"]).stdin(Stdio::null());
+    command
+}
+
+fn reset(disk: &Disk, arguments: &[&str]) -> Output {
+    command(disk, arguments).output().unwrap()
 }
 
 const STAGE: [&str; 4] = ["factory-reset", "--force", "-d", r#"{"allow_tpm_reset_failure":true}"#];
@@ -31,6 +38,8 @@ fn wrong(hostile: &Hostile, output: &Output) -> Option<String> {
     // A profile or a table that cannot be read is a failure; so is a wish that is no text.
     let wanted = match hostile.place {
         Place::Profile => 1,
+        Place::Journal => 4,
+        Place::Report => 0,
         Place::Table if hostile.message != "overlap" => 1,
         Place::Contract if hostile.message == "cannot read the options" => 1,
         _ => 3,
@@ -40,6 +49,16 @@ fn wrong(hostile: &Hostile, output: &Output) -> Option<String> {
         let said: String = said.escape_debug().take(600).collect();
         format!("{}: {}, `{}` wanted: {said}", hostile.name, output.status, hostile.message)
     })
+}
+
+/// Everything on the ESP, and its content.
+fn on_esp(disk: &Disk) -> Vec<(String, Vec<u8>)> {
+    let own = disk.esp().join("restage");
+    let files = disk.names().into_iter();
+    let mut files: Vec<_> =
+        files.map(|name| (name.clone(), fs::read(own.join(name)).unwrap())).collect();
+    files.extend(list(&disk.esp()).into_iter().map(|name| (name, Vec::new())));
+    files
 }
 
 fn changed(hostile: &Hostile, is_changed: bool) -> Option<String> {
@@ -83,7 +102,7 @@ fn a_hostile_request_is_set_aside_at_boot_and_nothing_is_lost() {
     let path = disk.file("REQ");
     let good = fs::read(&path).unwrap();
     let before = disk.bytes();
-    each(&files::requests(&good), |hostile| {
+    each(&enveloped::requests(&good), |hostile| {
         fs::remove_dir_all(&own).unwrap();
         fs::create_dir(&own).unwrap();
         fs::write(&path, &hostile.bytes).unwrap();
@@ -100,6 +119,70 @@ fn a_hostile_request_is_set_aside_at_boot_and_nothing_is_lost() {
             .or_else(|| (!left.is_empty()).then(|| format!("{}: left: {left:?}", hostile.name)))
             .or_else(|| (!is_over).then(|| format!("{}: again: {}", hostile.name, said(&again))))
     });
+}
+
+/// A reset that was killed at its first write to the disk, after its commit: no file may grow to where
+/// the seed partition begins.
+fn interrupted() -> Disk {
+    let disk = Disk::new();
+    let staged = reset(&disk, &STAGE);
+    assert!(staged.status.success(), "{}", said(&staged));
+    let whole = command(&disk, &["initrd", "reset"]);
+    let mut killed = Command::new("prlimit");
+    killed.arg(format!("--fsize={}", disk.range(2).start));
+    let killed = killed.arg(whole.get_program()).args(whole.get_args()).output().unwrap();
+    assert_eq!(killed.status.signal(), Some(libc::SIGXFSZ), "{}", said(&killed));
+    disk
+}
+
+#[test]
+fn a_hostile_journal_holds_the_boot_and_nothing_is_lost() {
+    let disk = interrupted();
+    let path = disk.file("JNL");
+    let good = fs::read(&path).unwrap();
+    let bytes = disk.bytes();
+    each(&enveloped::journals(&good), |hostile| {
+        fs::write(&path, &hostile.bytes).unwrap();
+        let before = on_esp(&disk);
+        let output = reset(&disk, &["initrd", "reset"]);
+        wrong(hostile, &output)
+            .or_else(|| changed(hostile, disk.bytes() != bytes || on_esp(&disk) != before))
+    });
+    // What held it was the journal.
+    fs::write(&path, &good).unwrap();
+    let output = reset(&disk, &["initrd", "reset"]);
+    // Done, and a reboot is needed.
+    assert_eq!(output.status.code(), Some(5), "{}", said(&output));
+}
+
+/// A reset that was staged and withdrawn.
+fn cancelled() -> Disk {
+    let disk = Disk::new();
+    for arguments in [&STAGE[..], &["cancel"]] {
+        let done = reset(&disk, arguments);
+        assert!(done.status.success(), "{}", said(&done));
+    }
+    disk
+}
+
+#[test]
+fn a_hostile_report_is_told_and_stands_in_nobodys_way() {
+    let disk = cancelled();
+    let path = disk.file("RPT");
+    let good = fs::read(&path).unwrap();
+    let bytes = disk.bytes();
+    each(&enveloped::reports(&good), |hostile| {
+        fs::write(&path, &hostile.bytes).unwrap();
+        let before = on_esp(&disk);
+        let output = reset(&disk, &["status"]);
+        let booted = reset(&disk, &["initrd", "reset"]);
+        let goes_on = booted.status.code() == Some(0);
+        wrong(hostile, &output)
+            .or_else(|| changed(hostile, disk.bytes() != bytes || on_esp(&disk) != before))
+            .or_else(|| (!goes_on).then(|| format!("{}: boot: {}", hostile.name, said(&booted))))
+    });
+    let staged = reset(&disk, &STAGE);
+    assert!(staged.status.success(), "{}", said(&staged));
 }
 
 /// The disk with something else in it: refused at staging.
@@ -181,7 +264,9 @@ fn there_are_as_many_of_other_formats_as_there_have_to_be() {
     let rig = Rig::new(Layout::Flat);
     let all = [
         files::contracts(),
-        files::requests(&fs::read(disk.file("REQ")).unwrap()),
+        enveloped::requests(&fs::read(disk.file("REQ")).unwrap()),
+        enveloped::reports(&fs::read(cancelled().file("RPT")).unwrap()),
+        enveloped::journals(&fs::read(interrupted().file("JNL")).unwrap()),
         files::profiles(include_str!("../../src/profile/incusos.json")),
         files::states(&state_text("other", OLD), OLD),
         files::seeds(),
@@ -189,7 +274,7 @@ fn there_are_as_many_of_other_formats_as_there_have_to_be() {
         files::volumes(&fs::read(rig.volume("root")).unwrap()[..0x8000]),
     ];
     let all: Vec<Hostile> = all.into_iter().flatten().collect();
-    assert!(all.len() >= 150, "{}", all.len());
+    assert!(all.len() >= 230, "{}", all.len());
     let mut names: Vec<(Place, &str)> = all.iter().map(|h| (h.place, h.name.as_str())).collect();
     names.sort_by_key(|(_, name)| *name);
     names.dedup();
