@@ -745,6 +745,46 @@ fn without_space_nothing_is_committed() {
     assert_eq!((world.state.number, &world.new, &world.sibling), (1, &None, &None));
 }
 
+thread_local! {
+    /// So many times more who parses an archive fails at its end.
+    static FAILURES: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+fn sometimes(
+    source: &mut dyn io::BufRead,
+    layout: Layout,
+    limits: archive::Limits,
+    visit: &mut archive::Visit<'_>,
+) -> Result<(), archive::ReadError> {
+    let read = archive::read(source, layout, limits, visit);
+    let left = FAILURES.get();
+    FAILURES.set(left.saturating_sub(1));
+    let killed = || archive::ReadError::Parser(io::Error::other("killed"));
+    if left == 0 { read } else { Err(killed()) }
+}
+
+/// What became of the process that parses the archive says nothing of the archive.
+#[test]
+fn a_parser_that_fails_is_asked_once_more() {
+    let lab = Lab::new();
+    for failures in [0, 1, 2] {
+        let world = lab.staged();
+        let old = world.borrow().state.clone();
+        let mut machine = lab.machine(&world);
+        machine.parse = sometimes;
+        FAILURES.set(failures);
+        match at_boot(&mut machine, &lab.profile).unwrap() {
+            Restored::Window { .. } => assert!(failures < 2),
+            Restored::Refused(why) => {
+                assert_eq!(failures, 2);
+                assert!(why[0].contains("killed"), "{why:?}");
+                assert!(world.borrow().state == old && world.borrow().new.is_none());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 #[test]
 fn the_other_state_without_a_journal_is_left_alone() {
     let lab = Lab::new();

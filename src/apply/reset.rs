@@ -12,7 +12,7 @@ use crate::plan::{check, render, reset};
 use crate::platform::{Machine, Store, console};
 use crate::profile::{AfterReset, Profile};
 use crate::report::{Outcome, Report, StepReport};
-use crate::request::{Request, file_name, find, stage};
+use crate::request::{Request, file_name, find, json, stage};
 
 /// So many failures, and the boot holds. A power cut is not a failure.
 const MAX_FAILURES: usize = 3;
@@ -161,7 +161,10 @@ fn read_seeds(machine: &Machine, profile: &Profile, request: &Request) -> Result
     if sha256_hex(&bytes) != file.sha256 {
         return Err(Error::new(what()).because("its SHA-256 is not the one in the request"));
     }
-    serde_json::from_slice(&bytes).doing(what)
+    let mut text = serde_json::Deserializer::from_slice(&bytes);
+    let seeds = json::each_once(&mut text).doing(what)?;
+    text.end().doing(what)?;
+    Ok(seeds)
 }
 
 /// A committed operation goes on, on the disk that it was planned for, or nothing is touched.

@@ -188,7 +188,7 @@ pub fn inspect(arguments: &cli::Inspect) -> Result<Exit> {
         Err(ReadError::Bad(why)) => {
             return refuse(&Refused::because(format!("the backup: {why}")), arguments.json);
         }
-        Err(ReadError::Io(error)) => {
+        Err(ReadError::Io(error) | ReadError::Parser(error)) => {
             let what = format!("cannot read the backup {}", arguments.file.display());
             return Err(Error::new(what).because(error));
         }

@@ -95,15 +95,17 @@ pub fn factory_reset(arguments: &FactoryReset) -> Result<Exit> {
         at: host::now(),
     };
     stage::stage(&mut machine, &profile, &prepared, staged, &id)?;
-    if arguments.json {
-        print_json(&json!({ "staged": id, "plan": prepared.plan, "next_boot": entry }))?;
+    let said = if arguments.json {
+        print_json(&json!({ "staged": id, "plan": prepared.plan, "next_boot": entry }))
     } else {
-        if arguments.force {
-            print(&format!("{text}{entry_text}"))?;
-        }
+        let plan = if arguments.force { format!("{text}{entry_text}") } else { String::new() };
         print(&format!(
-            "staged factory reset {id}; the next boot applies it (`restage cancel` withdraws it)\n"
-        ))?;
+            "{plan}staged factory reset {id}; the next boot applies it (`restage cancel` withdraws it)\n"
+        ))
+    };
+    // A failure would mean that nothing is staged.
+    if let Err(error) = said {
+        log::error!("factory reset {id} is staged, and that could not be told: {}", error.chain());
     }
     if arguments.reboot {
         reboot(arguments.place.is_offline())?;
@@ -272,6 +274,7 @@ pub fn cancel(arguments: &Cancel) -> Result<Exit> {
     console::start(Sink::Terminal);
     let profile = Profile::load(arguments.place.profile.as_deref())?;
     let mut ids = Vec::new();
+    let mut left = Ok(());
     if let Some(mut restores) = restores(&arguments.place, &profile)? {
         let found = find::look(restores.store.as_ref())?;
         if let Some(stem) = found.committed.first() {
@@ -299,7 +302,7 @@ pub fn cancel(arguments: &Cancel) -> Result<Exit> {
             machine.esp = Box::new(esp);
             ids.extend(stage::cancel(machine.esp.as_mut(), host::now())?);
             // Of a staging that was cut off: seeds may be secret.
-            stage::clear_leftovers(machine.esp.as_mut(), host::now())?;
+            left = stage::clear_leftovers(machine.esp.as_mut(), host::now());
         }
         if let Some(restores) = restores(&arguments.place, &profile)?
             && !found.flags.is_empty()
@@ -315,7 +318,7 @@ pub fn cancel(arguments: &Cancel) -> Result<Exit> {
     for id in ids.iter().filter(|_| !arguments.json) {
         print(&format!("cancelled {id}\n"))?;
     }
-    Ok(Exit::Done)
+    left.map(|()| Exit::Done)
 }
 
 fn open(place: &Place, side: Side) -> Result<(Machine, Option<Mounted>, Profile)> {
@@ -328,7 +331,7 @@ fn open(place: &Place, side: Side) -> Result<(Machine, Option<Mounted>, Profile)
 }
 
 /// The ESP, which from here on may be written, and by nobody else.
-fn writable(
+pub(super) fn writable(
     mounted: Option<&Mounted>,
     place: &Place,
     profile: &Profile,

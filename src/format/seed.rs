@@ -73,6 +73,11 @@ impl Archive {
                 || kind.is_gnu_longlink()
                 || kind.is_pax_local_extensions()
                 || kind.is_pax_global_extensions();
+            if !is_extension && !is_plain(kind) {
+                // Of some of these not even the length is what the header says.
+                let kind = char::from(kind.as_byte()).escape_debug();
+                return Err(Damaged(format!("the entry at byte {at} is of the kind `{kind}`")));
+            }
             if is_extension && size > MAX_EXTENSION_BYTES {
                 return Err(Damaged(format!("the extension header at byte {at} has {size} bytes")));
             }
@@ -81,21 +86,36 @@ impl Archive {
                     let mut name = Vec::new();
                     entry.read_to_end(&mut name)?;
                     name.truncate(name.iter().position(|b| *b == 0).unwrap_or(name.len()));
-                    long_name = Some(name);
+                    only_name(&mut long_name, name, at)?;
                 }
                 EntryType::XHeader => {
                     let mut records = Vec::new();
                     entry.read_to_end(&mut records)?;
                     for record in tar::PaxExtensions::new(&records) {
                         let record = record?;
-                        if record.key_bytes() == b"path" {
-                            long_name = Some(record.value_bytes().to_vec());
-                        } else if record.key_bytes() == b"size" {
-                            return Err(Damaged(format!("a pax size at byte {at}")));
+                        match record.key_bytes() {
+                            b"path" => only_name(&mut long_name, record.value_bytes().into(), at)?,
+                            key => plain_key(key, at)?,
                         }
                     }
                 }
                 EntryType::XGlobalHeader => {
+                    let mut records = Vec::new();
+                    entry.read_to_end(&mut records)?;
+                    for record in tar::PaxExtensions::new(&records) {
+                        match record?.key_bytes() {
+                            b"path" => {
+                                let why = format!("a name for all entries at byte {at}");
+                                return Err(Damaged(why));
+                            }
+                            key => plain_key(key, at)?,
+                        }
+                    }
+                    if !pending.is_empty() {
+                        let why =
+                            format!("a global header between an entry and its own at byte {at}");
+                        return Err(Damaged(why));
+                    }
                     members.push(Member { name: None, bytes: Zeroizing::new(whole.to_vec()) });
                     continue;
                 }
@@ -166,6 +186,36 @@ impl Archive {
         bytes.resize(length, 0);
         bytes
     }
+}
+
+/// What a seed archive may hold, the seeds and what somebody has packed with them: files, links and
+/// directories.
+fn is_plain(kind: EntryType) -> bool {
+    matches!(
+        kind,
+        EntryType::Regular
+            | EntryType::Continuous
+            | EntryType::Link
+            | EntryType::Symlink
+            | EntryType::Directory
+    )
+}
+
+/// An entry has one name: readers differ in which of two they take.
+fn only_name(there: &mut Option<Vec<u8>>, name: Vec<u8>, at: usize) -> Result<(), Damaged> {
+    match there.replace(name) {
+        None => Ok(()),
+        Some(_) => Err(Damaged(format!("a second name for one entry at byte {at}"))),
+    }
+}
+
+/// What changes how much of the archive an entry is.
+fn plain_key(key: &[u8], at: usize) -> Result<(), Damaged> {
+    if key == b"size" || key.starts_with(b"GNU.sparse.") {
+        let key = String::from_utf8_lossy(key);
+        return Err(Damaged(format!("a pax {key} at byte {at}")));
+    }
+    Ok(())
 }
 
 /// `NAME` of `NAME.json`, `./NAME.yaml` and the like; None for other files.

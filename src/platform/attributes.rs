@@ -1,4 +1,4 @@
-//! Owner, mode, time and extended attributes of what lies in a directory. Links are never followed.
+//! Owner, mode, time and extended attributes of what lies in a directory. No link is followed.
 //! Side: both.
 
 use std::collections::BTreeMap;
@@ -40,6 +40,7 @@ pub fn apply(
     if !matches!(kind, Kind::Symlink { .. }) {
         // The mode after the owner: a new owner takes the set-user-ID bit away.
         let mode = Mode::from_raw_mode(attributes.mode);
+        // This one follows links, and there is none here: a file or a directory was just made.
         rustix::fs::chmodat(directory, name, mode, AtFlags::empty())?;
     }
     let path = path(directory, name);

@@ -63,19 +63,29 @@ pub fn want_restore() {
     }
 }
 
-/// One byte for each start of the restore in this boot.
-const RESTORE_STARTS: &str = "/run/restage/restore-starts";
+/// What is started in a boot. Of each there is a file with one byte for each start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Started {
+    /// `restage initrd reset`.
+    Reset,
+    /// `restage initrd restore`.
+    Restore,
+}
 
-/// Counts this start of the restore. Returns how many there were before in this boot: each of them
-/// was ended by a crash or a kill, or systemd would not have started another one.
+/// Counts this start. Returns how many there were before in this boot: each of them was ended by a
+/// crash or a kill, or systemd would not have started another one.
 #[must_use]
-pub fn count_restore_start() -> usize {
-    let before = std::fs::metadata(RESTORE_STARTS).map_or(0, |found| found.len());
+pub fn count_start(what: Started) -> usize {
+    let path = match what {
+        Started::Reset => "/run/restage/reset-starts",
+        Started::Restore => "/run/restage/restore-starts",
+    };
+    let before = std::fs::metadata(path).map_or(0, |found| found.len());
     let counted = std::fs::create_dir_all("/run/restage")
-        .and_then(|()| File::options().create(true).append(true).open(RESTORE_STARTS))
+        .and_then(|()| File::options().create(true).append(true).open(path))
         .and_then(|mut file| file.write_all(b"."));
     if let Err(error) = counted {
-        log::warn!("cannot count this start in {RESTORE_STARTS}: {error}");
+        log::warn!("cannot count this start in {path}: {error}");
     }
     usize::try_from(before).unwrap_or(usize::MAX)
 }

@@ -60,8 +60,11 @@ impl NewFile {
                     self.directory.give_name(&self.file, &temporary)?;
                     self.temporary = Some(temporary);
                 }
-                named => return named,
+                Ok(()) => {}
+                Err(error) => return Err(error),
             }
+            // Not every file system writes what has no name, whatever was synced of it (btrfs).
+            self.file.sync_all()?;
         }
         match &self.temporary {
             Some(temporary) if replace => self.directory.replace(temporary, &self.name),

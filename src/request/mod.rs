@@ -2,7 +2,7 @@
 //! Types only; `stage` is the OS side, `find` the initrd side.
 
 pub mod find;
-mod json;
+pub(crate) mod json;
 pub mod restore;
 pub mod stage;
 pub mod stage_restore;

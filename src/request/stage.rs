@@ -73,7 +73,7 @@ pub fn stage(
     id: &str,
 ) -> Result<()> {
     let what = || "cannot stage the request on the ESP".to_owned();
-    clear_leftovers(machine.esp.as_mut(), staged.at)?;
+    clear_leftovers(machine.esp.as_mut(), staged.at).doing(what)?;
     machine.esp.make_room(&super::stem(id)).doing(what)?;
     cancel(machine.esp.as_mut(), staged.at)?;
     let put = put(machine, profile, prepared, staged, id);

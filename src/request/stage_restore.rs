@@ -43,7 +43,7 @@ pub fn check(
     let backup = match extract::read(machine.parse, source, state, &mut |_, _| Ok(())) {
         Ok(backup) => backup,
         Err(ReadError::Bad(why)) => return Ok(Err(Refused::because(format!("the backup: {why}")))),
-        Err(ReadError::Io(error)) => {
+        Err(ReadError::Io(error) | ReadError::Parser(error)) => {
             return Err(Error::new("cannot read the backup").because(error));
         }
     };

@@ -111,6 +111,26 @@ fn a_hostile_archive_is_told_apart_by_inspect() {
     }
 }
 
+/// It is as good as the staged one, and not the staged one.
+#[test]
+fn another_archive_than_the_staged_one_is_refused_at_boot() {
+    let rig = Rig::new(Layout::Flat);
+    let staged = rig.stage_a_good_one();
+    let other = Rig::new(Layout::Flat);
+    let [files, _] = other.stage_a_good_one();
+    let archive = |files: &rig::Files| {
+        files.iter().find(|(name, _)| name.ends_with(".ARC")).unwrap().1.clone()
+    };
+    assert!(archive(&files) != archive(&staged[0]), "times differ");
+    let before = rig.kept();
+    rig.swap_archive(&staged, &archive(&files));
+    let booted = rig.restage(&["initrd", "restore"]);
+    let said = said(&booted);
+    assert_eq!(booted.status.code(), Some(3), "{said}");
+    assert!(said.contains("it is not the one that was staged: its SHA-256 differs"), "{said}");
+    assert!(rig.kept() == before && rig.left().is_empty(), "{:?}", rig.left());
+}
+
 /// As if somebody had put it in the place of the staged one, with its digest in the request.
 #[test]
 fn a_hostile_archive_is_refused_at_boot_and_nothing_is_lost() {

@@ -99,8 +99,23 @@ impl Rig {
         [self.system.own(), self.system.esp().join("restage")]
     }
 
-    /// Makes everything as it was staged, but with this for the archive.
+    /// Makes everything as it was staged, but with this for the archive, which the request knows of.
     pub fn put_in_place(&self, staged: &[Files; 2], archive: &[u8]) {
+        let request = |bytes: &[u8]| {
+            let mut request: RestoreRequest = envelope::parse(bytes, RESTORE_REQUEST).unwrap();
+            request.archive.sha256 = sha256_hex(archive);
+            request.archive.bytes = archive.len() as u64;
+            envelope::encode(&request, RESTORE_REQUEST).unwrap()
+        };
+        self.put(staged, archive, &request);
+    }
+
+    /// The same without a word to the request.
+    pub fn swap_archive(&self, staged: &[Files; 2], archive: &[u8]) {
+        self.put(staged, archive, &<[u8]>::to_vec);
+    }
+
+    fn put(&self, staged: &[Files; 2], archive: &[u8], request: &dyn Fn(&[u8]) -> Vec<u8>) {
         for (place, files) in self.places().iter().zip(staged) {
             if place.exists() {
                 fs::remove_dir_all(place).unwrap();
@@ -109,13 +124,7 @@ impl Rig {
             for (name, bytes) in files {
                 let bytes = match name.rsplit_once('.') {
                     Some((_, "ARC")) => archive.to_vec(),
-                    Some((_, "REQ")) => {
-                        let mut request: RestoreRequest =
-                            envelope::parse(bytes, RESTORE_REQUEST).unwrap();
-                        request.archive.sha256 = sha256_hex(archive);
-                        request.archive.bytes = archive.len() as u64;
-                        envelope::encode(&request, RESTORE_REQUEST).unwrap()
-                    }
+                    Some((_, "REQ")) => request(bytes),
                     _ => bytes.clone(),
                 };
                 fs::write(place.join(name), bytes).unwrap();

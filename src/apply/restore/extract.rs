@@ -108,13 +108,36 @@ pub fn parse_state(bytes: &[u8]) -> Result<StateFile, String> {
     StateFile::parse(bytes).map_err(|error| error.to_string())
 }
 
-/// Extracts the staged archive, and believes it only when its digest is the request's. Returns its
-/// directories besides, which get their attributes when all is in them.
+/// A backup, and its directories, which get their attributes when all is in them.
+pub type Extracted = (Backup, Vec<Entry>);
+
+/// Extracts the staged archive, and believes it only when its digest is the request's. When the process
+/// that parses it fails, which says nothing of the archive, it is done once more.
 pub fn into_new(
     machine: &mut Machine,
     profile: &State,
     request: &RestoreRequest,
-) -> Result<(Backup, Vec<Entry>), Refused> {
+) -> Result<Extracted, Refused> {
+    let name = file_name(&request.id, "ARC");
+    let refused = |why: String| Refused::because(format!("the staged archive {name}: {why}"));
+    let mut extracted = once_into_new(machine, profile, request)?;
+    if let Err(ReadError::Parser(error)) = &extracted {
+        log::warn!("the staged archive {name}: {}; once more", chain(error));
+        extracted = once_into_new(machine, profile, request)?;
+    }
+    let (backup, directories) = extracted.map_err(|error| refused(chain(&error)))?;
+    if backup.sha256 != request.archive.sha256 || backup.bytes != request.archive.bytes {
+        return Err(refused("it is not the one that was staged: its SHA-256 differs".to_owned()));
+    }
+    Ok((backup, directories))
+}
+
+/// The directory is made anew.
+fn once_into_new(
+    machine: &mut Machine,
+    profile: &State,
+    request: &RestoreRequest,
+) -> Result<Result<Extracted, ReadError>, Refused> {
     let name = file_name(&request.id, "ARC");
     let refused = |why: String| Refused::because(format!("the staged archive {name}: {why}"));
     let failed = |error: io::Error| refused(chain(&error));
@@ -133,12 +156,8 @@ pub fn into_new(
             directories.push(entry.clone());
         }
         state.write(Place::New, entry, content).map_err(|error| unextracted(entry, error))
-    })
-    .map_err(|error| refused(chain(&error)))?;
-    if backup.sha256 != request.archive.sha256 || backup.bytes != request.archive.bytes {
-        return Err(refused("it is not the one that was staged: its SHA-256 differs".to_owned()));
-    }
-    Ok((backup, directories))
+    });
+    Ok(backup.map(|backup| (backup, directories)))
 }
 
 /// What went wrong with one entry, in words. What is wrong with the archive says so itself.

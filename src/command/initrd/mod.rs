@@ -11,16 +11,20 @@ use super::{Exit, Side, TPM_DEVICE, esp_guid, machine, offline, open_esp};
 use crate::apply::reset::{self, Applied};
 use crate::cli;
 use crate::error::{Doing, Error, Next, Result};
+use crate::platform::boot::{self, Started};
 use crate::platform::console::{self, Sink};
 use crate::platform::locate::{self, Located, Mounted};
 use crate::platform::tpm::Ppi;
-use crate::platform::{TpmDoor, boot, host};
+use crate::platform::{TpmDoor, host};
 use crate::profile::Profile;
 use crate::request::find::{self, Found};
 
 /// The firmware says that there is a TPM 2.0 by this table.
 const TPM2_TABLE: &str = "/sys/firmware/acpi/tables/TPM2";
 const TPM_WAIT: Duration = Duration::from_secs(15);
+/// So often may restage be ended in one boot before it leaves a request alone, or holds a committed
+/// reset; and twice as often before it holds without a look.
+const MAX_CRASHES: usize = 5;
 const TPM_IS_LATE: &str = "the firmware announces it, and /dev/tpmrm0 did not appear";
 
 /// `restage initrd reset`.
@@ -48,6 +52,7 @@ fn by_hand(arguments: &cli::Reset, profile: &Profile) -> Result<Exit> {
         log::info!("nothing is staged");
         return Ok(Exit::Done);
     }
+    machine.esp = Box::new(super::os::writable(None, &arguments.place, profile, Side::Reader)?);
     let applied = reset::apply(&mut machine, profile)?;
     match &applied {
         Applied::Nothing | Applied::Done { reboot: None } | Applied::Refused(_) => {}
@@ -71,9 +76,14 @@ pub fn exit(applied: &Applied) -> Exit {
 
 /// Finds everything, looks, and opens for writing only when there is something to do.
 fn at_boot(arguments: &cli::Reset) -> Result<Applied> {
+    let crashes = boot::count_start(Started::Reset);
+    // Not even that is known, for that is what it does not get to.
+    if crashes >= 2 * MAX_CRASHES {
+        return Ok(Applied::Unfinished(crashed(crashes).hold()));
+    }
     // An image with a broken profile must still not go past a committed journal.
     let (profile, broken) = match Profile::load(arguments.place.profile.as_deref()) {
-        Ok(profile) => (profile, None),
+        Ok(profile) => (profile, (crashes >= MAX_CRASHES).then(|| crashed(crashes))),
         Err(error) => (Profile::incusos()?, Some(error)),
     };
     let Some(guid) = esp_guid(&profile) else {
@@ -100,6 +110,12 @@ fn at_boot(arguments: &cli::Reset) -> Result<Applied> {
     }
     let why = broken.unwrap_or_else(|| seek::clones(&located));
     seek::none_of(&located, &profile, &why)
+}
+
+/// Why nothing is begun any more in this boot.
+fn crashed(times: usize) -> Error {
+    let why = format!("restage was ended {times} times");
+    Error::new("nothing is begun any more in this boot").because(why)
 }
 
 /// There is something to do: from here on a committed operation must not be left.

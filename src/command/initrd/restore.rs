@@ -9,8 +9,9 @@ use super::conclude_unfinished;
 use crate::apply::restore::{self, Restored};
 use crate::cli;
 use crate::error::{Error, Result};
+use crate::platform::boot::{self, Started};
 use crate::platform::console::{self, Sink};
-use crate::platform::{boot, host, locate};
+use crate::platform::{host, locate};
 use crate::profile::Profile;
 
 /// Where the state file system is mounted.
@@ -71,7 +72,7 @@ fn at_boot(arguments: &cli::InitrdRestore) -> Result<Restored> {
         // What is not unlocked is not booted either.
         return Err(broken.unwrap_or_else(|| Error::new(what()).because("it is not there")));
     }
-    let crashes = boot::count_restore_start();
+    let crashes = boot::count_start(Started::Restore);
     let mut last = None;
     let mount = || {
         let mounted = locate::mount_state(device, &state.filesystem, Path::new(ROOT));

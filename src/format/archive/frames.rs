@@ -58,7 +58,9 @@ pub fn send(
     match result {
         Ok(()) => put(to, GOOD, &[])?,
         Err(ReadError::Bad(why)) => put(to, BAD, why.as_bytes())?,
-        Err(ReadError::Io(error)) => put(to, FAILED, error.to_string().as_bytes())?,
+        Err(ReadError::Io(error) | ReadError::Parser(error)) => {
+            put(to, FAILED, error.to_string().as_bytes())?;
+        }
     }
     to.flush()
 }
@@ -155,7 +157,7 @@ fn verdict(from: &mut dyn Read, head: Head) -> Result<(), ReadError> {
     match head.kind {
         GOOD if words.is_empty() => Ok(()),
         BAD => Err(ReadError::Bad(why())),
-        FAILED => Err(ReadError::Io(io::Error::other(why()))),
+        FAILED => Err(ReadError::Parser(io::Error::other(why()))),
         _ => Err(odd("a frame that is none").into()),
     }
 }
@@ -180,7 +182,7 @@ impl Content<'_> {
             return Err(match verdict(self.from, head) {
                 Ok(()) => odd("less than a whole file"),
                 Err(ReadError::Io(error)) => error,
-                Err(bad @ ReadError::Bad(_)) => io::Error::other(bad),
+                Err(other @ (ReadError::Bad(_) | ReadError::Parser(_))) => io::Error::other(other),
             });
         }
         if head.bytes == 0 || head.bytes > MAX_CONTENT_BYTES || head.bytes as u64 > self.rest {

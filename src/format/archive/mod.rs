@@ -186,13 +186,15 @@ pub enum ReadError {
     Bad(String),
     /// Reading it, or what was done with its content, failed.
     Io(io::Error),
+    /// Who parses it failed: nothing is known of the archive.
+    Parser(io::Error),
 }
 
 impl std::fmt::Display for ReadError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Bad(why) => f.write_str(why),
-            Self::Io(error) => error.fmt(f),
+            Self::Io(error) | Self::Parser(error) => error.fmt(f),
         }
     }
 }
@@ -208,7 +210,7 @@ impl std::error::Error for ReadError {
         match self {
             Self::Bad(_) => None,
             // Its own text is told above.
-            Self::Io(error) => error.source(),
+            Self::Io(error) | Self::Parser(error) => error.source(),
         }
     }
 }

@@ -135,7 +135,7 @@ impl<R: BufRead> Read for Content<'_, R> {
         // Through `visit` the error comes back as an I/O error, and is told apart by its type.
         let count = self.stream.gzip.read(buffer).map_err(|error| match of_gzip(error) {
             ReadError::Io(error) => error,
-            bad @ ReadError::Bad(_) => io::Error::other(bad),
+            other @ (ReadError::Bad(_) | ReadError::Parser(_)) => io::Error::other(other),
         })?;
         if count == 0 {
             return Err(io::Error::other(ReadError::Bad(CUT.to_owned())));

@@ -17,12 +17,15 @@ use super::Fault;
 use crate::format::sha256_hex;
 
 /// How many slots a volume can have (§3.2).
+/// They are numbered from 0.
 pub const MAX_SLOTS: usize = 32;
 const SECTOR: usize = 512;
 /// More than any of these is no slot of cryptsetup's, and would only keep the machine busy.
 const MAX_AREA_BYTES: u64 = 4 << 20;
 const MAX_MEMORY_KIB: u32 = 4 << 20;
-const MAX_ITERATIONS: u32 = 1 << 30;
+/// Passes over memory, counted in KiB: 256 GiB together, minutes of work.
+const MAX_PASSES_KIB: u64 = 1 << 28;
+const MAX_ITERATIONS: u32 = 1 << 28;
 const MAX_KEY_BYTES: usize = 128;
 
 /// What a slot is for, by the token that names it.
@@ -76,7 +79,8 @@ pub(super) fn slots(header: &Value) -> Result<Vec<Slot>, Fault> {
     let digests = object("digests")?;
     for (index, slot) in object("keyslots")? {
         // As cryptsetup writes it: `01` would be another name of the same slot.
-        let number = index.parse::<u32>().ok().filter(|number| number.to_string() == *index);
+        let number = (0..MAX_SLOTS).find(|number| number.to_string() == *index);
+        let number = number.and_then(|number| u32::try_from(number).ok());
         let mut proof = digests.values().find(|digest| is_named(digest, index)).cloned();
         // Which others it vouches for is no property of this slot.
         if let Some(proof) = proof.as_mut().and_then(Value::as_object_mut) {
@@ -182,13 +186,12 @@ fn derive(how: &Value, secret: &[u8], key: &mut [u8]) -> Result<(), UnknownSlot>
     if memory_kib > MAX_MEMORY_KIB {
         return Err(UnknownSlot(format!("{memory_kib} KiB of memory")));
     }
+    let passes = number(how, "time")?;
+    if u64::from(passes).saturating_mul(memory_kib.into()) > MAX_PASSES_KIB {
+        return Err(UnknownSlot(format!("{passes} passes over {memory_kib} KiB of memory")));
+    }
     let wrong = |error: argon2::Error| UnknownSlot(format!("wrong argon2 parameters: {error}"));
-    let parameters = argon2::Params::new(
-        memory_kib,
-        number(how, "time")?,
-        number(how, "cpus")?,
-        Some(key.len()),
-    );
+    let parameters = argon2::Params::new(memory_kib, passes, number(how, "cpus")?, Some(key.len()));
     argon2::Argon2::new(variant, argon2::Version::V0x13, parameters.map_err(wrong)?)
         .hash_password_into(secret, &salt, key)
         .map_err(wrong)

@@ -11,7 +11,9 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr,
     RulesetCreatedAttr, Scope,
 };
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+};
 use rustix::stdio::{stdin, stdout};
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
@@ -67,14 +69,17 @@ pub(super) fn enter(limits: &Limits) -> io::Result<()> {
         (Resource::Nproc, 0),
         (Resource::Memlock, 0),
     ] {
+        // A limit that is lower already stays: to raise it is a right of its own.
+        let most = getrlimit(resource).maximum.map_or(most, |there| there.min(most));
         setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;
     }
-    confine()?;
+    // The filter alone suffices, so a kernel without Landlock, or one where it is used up, is no reason
+    // to refuse.
+    let _ = confine();
     filter()
 }
 
-/// No file, no network, no signal to anybody: what the kernel has of that. The filter alone suffices,
-/// so a kernel without Landlock is no reason to refuse.
+/// No file, no network, no signal to anybody: what the kernel has of that.
 pub(super) fn confine() -> io::Result<()> {
     Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)

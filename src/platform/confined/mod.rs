@@ -7,6 +7,7 @@ mod jail;
 use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -53,36 +54,57 @@ fn read_by(
     };
     // Its words would be the archive's: they have no way to a terminal.
     command.env_clear().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let child = command.spawn().map_err(|error| what("cannot start", &error))?;
+    let failed = ReadError::Parser;
+    let child = command.spawn().map_err(|error| failed(what("cannot start", &error)))?;
     let mut reader = Reader { child };
-    let mut talk =
-        reader.pipes().map_err(|error| what("cannot talk to", &error)).map(|(to, from)| Talk {
-            source,
-            to: Some(to),
-            from,
-            silence,
-            told: false,
-            failed: None,
-        })?;
+    let pipes = reader.pipes().map_err(|error| failed(what("cannot talk to", &error)));
+    let mut talk = pipes.map(|(to, from)| Talk {
+        source,
+        to: Some(to),
+        from,
+        silence,
+        patience: patience(limits),
+        told: false,
+        failed: None,
+    })?;
     let result = receive(&mut talk, layout, limits, visit);
     let is_all_taken = talk.told;
-    if let Some(error) = talk.failed {
-        return Err(error.into());
+    match talk.failed {
+        None => {}
+        Some(Failed::Source(error)) => return Err(error.into()),
+        Some(Failed::Child(error)) => return Err(failed(error)),
     }
     match result {
         Ok(()) if !is_all_taken => {
-            Err(io::Error::other("who parses it has ended before its end").into())
+            Err(failed(io::Error::other("who parses it has ended before its end")))
         }
-        Ok(()) => match reader.end(silence)? {
+        Ok(()) => match reader.end(silence).map_err(failed)? {
             status if status.success() => Ok(()),
-            status => Err(io::Error::other(format!("who parses it: {status}")).into()),
+            status => Err(failed(io::Error::other(format!("who parses it: {}", shown(status))))),
         },
         Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            let status = reader.end(silence)?;
-            Err(io::Error::other(format!("who parses it has stopped in its midst: {status}"))
-                .into())
+            let status = shown(reader.end(silence).map_err(failed)?);
+            let why = format!("who parses it has stopped in its midst: {status}");
+            Err(failed(io::Error::other(why)))
         }
         Err(error) => Err(error),
+    }
+}
+
+/// How long a child may make us wait altogether, whatever it says meanwhile.
+fn patience(limits: Limits) -> Duration {
+    // A mebibyte takes milliseconds, and under emulation some more.
+    Duration::from_secs(600).saturating_add(Duration::from_secs(limits.bytes >> 20))
+}
+
+/// How it ended, in words. The filter ends it when memory runs out as well, for it has no other way to
+/// say so.
+fn shown(status: ExitStatus) -> String {
+    match status.signal() {
+        Some(libc::SIGSYS) => {
+            format!("{status}: it did what it may not do, or ran out of memory")
+        }
+        _ => status.to_string(),
     }
 }
 
@@ -135,15 +157,44 @@ struct Talk<'a> {
     to: Option<File>,
     from: File,
     silence: Duration,
+    /// What is left of the time that it may make us wait.
+    patience: Duration,
     /// All of the source has been taken.
     told: bool,
-    /// What went wrong with the source.
-    failed: Option<io::Error>,
+    /// What went wrong on our side of the talk.
+    failed: Option<Failed>,
+}
+
+/// What went wrong, and with whom.
+enum Failed {
+    Source(io::Error),
+    Child(io::Error),
 }
 
 impl Talk<'_> {
+    /// The error that ends the talk, which is the child's fault.
+    fn blame(&mut self, error: io::Error) -> io::Error {
+        let told = io::Error::from(error.kind());
+        self.failed = Some(Failed::Child(error));
+        told
+    }
+
     /// Waits until something can be done; whether it can be heard, and whether it listens.
-    fn wait(&self) -> io::Result<(bool, bool)> {
+    fn wait(&mut self) -> io::Result<(bool, bool)> {
+        let begin = Instant::now();
+        let ready = self.poll();
+        self.patience = self.patience.saturating_sub(begin.elapsed());
+        match ready {
+            Ok(_) if self.patience.is_zero() => {
+                let why = "who parses it takes far too long";
+                Err(self.blame(io::Error::new(io::ErrorKind::TimedOut, why)))
+            }
+            Ok(ready) => Ok(ready),
+            Err(error) => Err(self.blame(error)),
+        }
+    }
+
+    fn poll(&self) -> io::Result<(bool, bool)> {
         let mut watched = vec![PollFd::new(&self.from, PollFlags::IN)];
         watched.extend(self.to.as_ref().map(|to| PollFd::new(to, PollFlags::OUT)));
         let limit = Timespec::try_from(self.silence).map_err(io::Error::other)?;
@@ -175,7 +226,7 @@ impl Talk<'_> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             Err(error) => {
                 let told = io::Error::from(error.kind());
-                self.failed = Some(error);
+                self.failed = Some(Failed::Source(error));
                 return Err(told);
             }
             Ok(bytes) => bytes,
@@ -193,7 +244,7 @@ impl Talk<'_> {
                 io::ErrorKind::BrokenPipe => self.to = None,
                 _ => {
                     let what = format!("cannot hand it to the process that parses it: {error}");
-                    return Err(io::Error::new(error.kind(), what));
+                    return Err(self.blame(io::Error::new(error.kind(), what)));
                 }
             },
         }

@@ -254,14 +254,19 @@ pub fn remove(directory: &dyn Directory, name: impl AsRef<OsStr>) -> io::Result<
 /// that can be neither overwritten nor read, as a power cut leaves it on FAT, is only removed.
 pub fn shred(directory: &dyn Directory, name: impl AsRef<OsStr>) -> io::Result<()> {
     let name = name.as_ref();
-    if let Some(file) = directory.file_to_overwrite(name)?
-        && let Err(error) = overwrite(file)
-    {
-        if is_readable(directory, name) {
-            return Err(error);
+    match directory.file_to_overwrite(name)?.map(overwrite) {
+        Some(Err(error)) => {
+            if is_readable(directory, name) {
+                return Err(error);
+            }
+            let why = chain(&error);
+            log::warn!("`{}` cannot be read, nor overwritten: {why}", name.to_string_lossy());
         }
-        let why = chain(&error);
-        log::warn!("`{}` cannot be read, nor overwritten: {why}", name.to_string_lossy());
+        None if directory.look(name)?.is_some() => {
+            let name = name.to_string_lossy();
+            log::warn!("`{name}` is no file of our own, or has other names: it is not overwritten");
+        }
+        Some(Ok(())) | None => {}
     }
     remove(directory, name)
 }

@@ -80,7 +80,7 @@ fn refusal(error: ReadError) -> String {
             assert!(!why.chars().any(char::is_control), "{why:?}");
             why
         }
-        ReadError::Io(error) => panic!("memory cannot be read: {error}"),
+        ReadError::Io(error) | ReadError::Parser(error) => panic!("memory cannot be read: {error}"),
     }
 }
 

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::seed::incusos;
 use super::{machine_reset, machine_restore};
 use crate::bytes::{Bytes, told};
-use crate::fixtures::files;
+use crate::fixtures::{enveloped, files};
 use crate::{memory, seal};
 
 pub const WORDS: &[&str] = &[
@@ -198,7 +198,7 @@ fn of_file(file: &[u8]) -> [Vec<u8>; 2] {
 
 pub fn request_seeds() -> Vec<Vec<u8>> {
     let good = machine_reset::file("REQ");
-    let hostile = files::requests(&good).into_iter().map(|hostile| hostile.bytes);
+    let hostile = enveloped::requests(&good).into_iter().map(|hostile| hostile.bytes);
     let hostile = hostile.filter(|bytes| bytes.len() < 4000);
     let long = format!("{{\"{}\":1}}", "\\u0007".repeat(900));
     of_file(&good)

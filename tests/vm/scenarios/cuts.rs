@@ -101,6 +101,34 @@ pub fn killed(bench: &mut Bench<'_>) -> Outcome {
     bench.check("each start is on record", Report(&report).runs() >= 3)
 }
 
+/// So often restage may be ended in one boot.
+const CRASHES: usize = 5;
+
+/// One boot: restage is killed again and again while it waits for the disk. In the end it sets the
+/// request aside, and the boot goes on into the old system.
+pub fn crashes(bench: &mut Bench<'_>) -> Outcome {
+    let old = bench.base()?.facts.clone();
+    let staged = bench.base()?.request("default")?;
+    bench.put_request(&staged)?;
+    let text = format!(
+        "[Service]\nExecStart=\nExecStart=/bin/sh -c '\
+         starts=; read -r starts </run/restage/reset-starts; \
+         test $${{#starts}} -lt {CRASHES} || exec /usr/bin/restage initrd reset; \
+         /usr/bin/restage initrd reset & pid=$$!; sleep 0.3; kill -SEGV $$pid; wait $$pid; \
+         kill -SEGV $$$$'\n"
+    );
+    bench.machine.oem = vec![faults::drop_in("restage-reset.service", &text)];
+    bench.power_on()?;
+    bench.line(&[&format!("restage was ended {CRASHES} times")], 120)?;
+    bench.never(&["restage: committed"], 1)?;
+    let now = bench.booted(Boot::Usual)?;
+    end::same_system(bench, &old, &now)?;
+    let status = bench.status()?;
+    let report = status.report(&staged.id)?;
+    bench.equal("outcome", report.outcome(), "refused")?;
+    bench.tells("the reason", report.reason(), &["was ended 5 times"])
+}
+
 /// Kills restage in the middle of a write: the signal waits for the write to end,
 /// which is why the disk gets faster. Sent until it works: Rust's own handler
 /// for stack overflows swallows a first SIGSEGV that no access caused.
