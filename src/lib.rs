@@ -11,6 +11,7 @@
 //! - [`format`](mod@format): bytes. Pure codecs of everything that lies on a disk.
 //! - [`platform`]: the edge. System calls, the TPM, mounts, the console.
 //! - [`command`]: the commands, put together from these.
+//! - `api`: the commands on a socket, as a program of its own; only with the feature of that name.
 //!
 //! | side | commands | may write |
 //! |---|---|---|
@@ -36,6 +37,8 @@
     )
 )]
 
+#[cfg(feature = "api")]
+pub mod api;
 pub mod apply;
 pub mod cli;
 pub mod command;

@@ -41,8 +41,21 @@ pub struct Profile {
     pub after_reset: AfterReset,
     /// The OS's state, which a backup holds; none when the OS has none of its own.
     pub state: Option<State>,
+    /// Where `restage-api` answers; none when the OS has no such socket.
+    pub api: Option<Api>,
     /// Limits.
     pub limits: Limits,
+}
+
+/// Where `restage-api` answers, and whom.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Api {
+    /// Absolute path of the Unix socket.
+    pub socket: String,
+    /// The group that may connect beside root; none when nobody else may.
+    pub group: Option<String>,
 }
 
 /// What concerns the OS's state.

@@ -147,7 +147,13 @@ pub fn outside(bench: &mut Bench<'_>, hunt: &Hunt, allowed: &[Range<u64>]) -> Ou
     }
     let elsewhere: Vec<_> = found.into_iter().filter(|(_, at)| is_elsewhere(*at)).collect();
     bench.equal("secrets on the disk", elsewhere, vec![])?;
-    let mut files = vec![bench.machine.vars.clone(), bench.machine.dir.join("serial.log")];
+    for other in bench.machine.others.clone() {
+        let what = format!("secrets on {}", other.display());
+        bench.equal(&what, hunt.on_disk(&other)?, vec![])?;
+    }
+    let logs = ["serial.log", "qemu.log"].map(|name| bench.machine.dir.join(name));
+    let mut files = vec![bench.machine.vars.clone()];
+    files.extend(logs);
     files.extend(files_in(&bench.machine.tpm)?);
     for file in files {
         let bytes = std::fs::read(&file).doing("reading what the machine has left")?;
@@ -193,7 +199,8 @@ fn plant(bench: &mut Bench<'_>, hunt: &Hunt, disk: &Path) -> Outcome {
 }
 
 /// The system is up: nothing secret is in its memory file systems (what the initrd has left in /run
-/// among it), in the journal of this boot, or in the arguments and the environment of any process.
+/// among it), in restage's reports and logs or in others, in any journal, or in the arguments and the
+/// environment of any process.
 /// `texts` must not be known to whoever asks, and so they travel otherwise.
 pub fn inside(bench: &mut Bench<'_>, texts: &[&str]) -> Outcome {
     let turned = texts.iter().map(|text| turn(text)).collect::<Vec<_>>().join("\n");
@@ -216,7 +223,8 @@ pub fn inside(bench: &mut Bench<'_>, texts: &[&str]) -> Outcome {
 
 const SEARCH: &str = "\
 grep -rlaFf /root/.hunt /run /tmp /dev/shm --exclude-dir=journal -D skip 2>/dev/null; \
-count=$(journalctl -b -o export | grep -acFf /root/.hunt); \
+grep -rlaFf /root/.hunt /var/lib/restage /var/log --exclude-dir=journal -D skip 2>/dev/null; \
+count=$(journalctl -o export | grep -acFf /root/.hunt); \
 test \"$count\" = 0 || echo \"journal: $count\"; \
 grep -laFf /root/.hunt /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null; true";
 

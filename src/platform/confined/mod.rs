@@ -1,6 +1,6 @@
-//! Archives are parsed by another process, which can do nothing else.
-//! Side: both. The one that works on disks and the TPM never parses an archive: it feeds the bytes
-//! of one to a child, and checks what comes back.
+//! Backups are parsed by another process, which can do nothing else.
+//! Side: both. The one that works on disks and the TPM never parses a backup: it feeds the bytes of one
+//! to a child, and checks what comes back. A seed archive, of a kind that fits a few lines, is not one.
 
 mod jail;
 

@@ -27,17 +27,18 @@ pub fn default(bench: &mut Bench<'_>) -> Outcome {
     bench.power_on()?;
     let facts = bench.booted(Boot::Usual)?;
     end::same_system(bench, &old, &facts)?;
-    // Staged first, to see the request, and then by the command with --reboot.
-    // The machine makes the secret: it is in no command of ours.
-    bench.run(
-        "umask 077; printf '{\"seeds\":{\"hunted\":{\"token\":\"hunted-%s\"}}}' \
-         $(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n') >/run/seeds.json",
-    )?;
-    let secret = bench.run("jq -r .seeds.hunted.token /run/seeds.json")?.trim().to_owned();
+    // Staged and withdrawn first, and then by the command with --reboot.
+    let withdrawn = secret_seed(bench)?;
+    let staged = bench.exits("restage factory-reset --force -d @/run/seeds.json", 0)?;
+    bench.tells("staging", &staged.out, &["staged factory reset"])?;
+    let cancelled = bench.exits("restage cancel", 0)?;
+    bench.tells("withdrawing", &cancelled.out, &["cancelled"])?;
+    let secret = secret_seed(bench)?;
     let seed = format!("{{\"token\":\"{secret}\"}}");
     wanted.insert("hunted.json".to_owned(), seed.into_bytes());
     let mut hunt = Hunt::default();
     hunt.add("the seed", secret.as_bytes())?;
+    hunt.add("the withdrawn seed", withdrawn.as_bytes())?;
     add_keys(&mut hunt, &old)?;
     bench.start("restage factory-reset --force --reboot -d @/run/seeds.json")?;
     bench.wait_reset(90)?;
@@ -69,7 +70,7 @@ pub fn default(bench: &mut Bench<'_>) -> Outcome {
     bench.power_on()?;
     let new = bench.booted(Boot::First)?;
     end::new_system(bench, &old, &new)?;
-    hunt::inside(bench, &[&secret, &old.passphrase])?;
+    hunt::inside(bench, &[&secret, &withdrawn, &old.passphrase])?;
     bench.equal("hostname from the kept seeds", &new.hostname, &old.hostname)?;
     bench.equal("timezone from the kept seeds", &new.timezone, &old.timezone)?;
     let status = bench.status()?;
@@ -82,6 +83,16 @@ pub fn default(bench: &mut Bench<'_>) -> Outcome {
     let disk = Disk::open(&pool, Access::Read)?;
     bench.check("the pool on the other disk is as before", is_filled(&disk)?)?;
     disk.close()
+}
+
+/// A seed with a secret in it, in the guest's `/run/seeds.json`; the secret. The machine makes it: it is
+/// in no command of ours.
+fn secret_seed(bench: &mut Bench<'_>) -> Outcome<String> {
+    bench.run(
+        "umask 077; printf '{\"seeds\":{\"hunted\":{\"token\":\"hunted-%s\"}}}' \
+         $(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n') >/run/seeds.json",
+    )?;
+    Ok(bench.run("jq -r .seeds.hunted.token /run/seeds.json")?.trim().to_owned())
 }
 
 /// Three boots: the contract's own example, staged by the base's OS; beside it

@@ -1,0 +1,214 @@
+//! `restage-api` on a socket, asked by curl, with the real `restage` behind it, which works offline.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test: a panic is its verdict"
+)]
+
+mod rig;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Command, Stdio};
+
+use rig::{Answer, Rig, Server, command};
+use serde_json::json;
+
+const BACKUP: &str = "/1.0/system/:backup";
+const RESTORE: &str = "/1.0/system/:restore";
+const RESET: &str = "/1.0/system/:factory-reset";
+const ALLOW: &str = r#"{"allow_tpm_reset_failure":true}"#;
+
+#[track_caller]
+fn refused(answer: &Answer, status: u16, why: &str) {
+    assert_eq!(answer.status, status, "{}", answer.text());
+    let body = answer.json();
+    assert_eq!((&body["type"], &body["error_code"]), (&json!("error"), &json!(status)));
+    assert!(body["error"].as_str().unwrap().contains(why), "`{why}` is not in {body}");
+}
+
+#[track_caller]
+fn staged(answer: &Answer) -> String {
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let body = answer.json();
+    assert_eq!((&body["type"], &body["status_code"]), (&json!("sync"), &json!(200)), "{body}");
+    assert_eq!((&body["status"], &body["error"]), (&json!("Success"), &json!("")), "{body}");
+    body["metadata"]["staged"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_backup_is_the_body_and_is_staged_again_in_chunks() {
+    let rig = Rig::new();
+    let server = rig.serve();
+    let backup = server.post(BACKUP, b"{}");
+    assert_eq!(backup.status, 200);
+    let file = rig.file("backup.tar.gz");
+    fs::write(&file, &backup.body).unwrap();
+    let inspected = rig.restage(&["inspect", file.to_str().unwrap(), "--json"]);
+    let inspected: serde_json::Value = serde_json::from_slice(&inspected.stdout).unwrap();
+    assert_eq!(inspected["bytes"], backup.body.len());
+    let answer =
+        server.curl(&["--header", "Transfer-Encoding: chunked", "--data-binary"], &file, RESTORE);
+    let id = staged(&answer);
+    server.reboots();
+    let status = server.get("/1.0/restage/status");
+    assert_eq!(status.json()["metadata"]["restores"]["staged"][0]["id"], id);
+    refused(&server.curl(&["--data-binary"], &file, RESTORE), 400, "staged already");
+    server.does_not_reboot();
+}
+
+#[test]
+fn what_is_to_be_skipped_is_restages_to_judge() {
+    let rig = Rig::new();
+    let server = rig.serve();
+    let file = rig.file("backup.tar.gz");
+    fs::write(&file, server.post(BACKUP, b"").body).unwrap();
+    let with =
+        |skip: &str| server.curl(&["--data-binary"], &file, &format!("{RESTORE}?skip={skip}"));
+    refused(&with("everything"), 400, "`--skip everything`: not known; there are encryption-");
+    refused(&with("--replace"), 400, "`--skip --replace`: not known");
+    server.does_not_reboot();
+    staged(&with("network-macs,encryption-recovery-keys"));
+    let status = server.get("/1.0/restage/status").json();
+    let skip = &status["metadata"]["restores"]["staged"][0]["request"]["skip"];
+    assert_eq!(skip, &json!(["encryption-recovery-keys", "network-macs"]));
+}
+
+#[test]
+fn a_bad_backup_is_refused_with_its_reason_and_nothing_is_staged() {
+    let rig = Rig::new();
+    let server = rig.serve();
+    let before = rig.everything();
+    let good = server.post(BACKUP, b"").body;
+    refused(&server.post(RESTORE, b"no archive at all"), 400, "backup");
+    refused(&server.post(RESTORE, b""), 400, "");
+    refused(&server.post(RESTORE, &good[..good.len() - 1]), 400, "");
+    // Much more than anybody reads.
+    refused(&server.post(RESTORE, &vec![7; 32 << 20]), 400, "backup");
+    server.does_not_reboot();
+    assert!(rig.everything() == before, "something has changed");
+}
+
+/// All of a good backup, and then the client goes away before it says that this is the end.
+#[test]
+fn a_body_that_breaks_off_is_not_staged() {
+    let rig = Rig::new();
+    let server = rig.serve();
+    let backup = server.post(BACKUP, b"").body;
+    let mut stream = UnixStream::connect(rig.socket()).unwrap();
+    let head = format!(
+        "POST {RESTORE} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n",
+        backup.len() + 1
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(&backup).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut said = String::new();
+    let _ = stream.read_to_string(&mut said);
+    assert!(!said.starts_with("HTTP/1.1 200"), "{said}");
+    server.does_not_reboot();
+    let status = server.get("/1.0/restage/status").json();
+    assert_eq!(status["metadata"]["restores"]["staged"], json!([]), "{status}");
+}
+
+#[test]
+fn a_reset_takes_the_options_of_the_body_and_reboots_once_it_is_staged() {
+    let rig = Rig::new();
+    let server = rig.serve();
+    let before = rig.everything();
+    refused(&server.post(RESET, b"{"), 400, "EOF while parsing");
+    refused(&server.post(RESET, b""), 400, "not a JSON object");
+    refused(&server.post(RESET, br#"{"seed":{}}"#), 400, "unknown field `seed`");
+    refused(&server.post(RESET, b"{}"), 400, "TPM");
+    server.does_not_reboot();
+    assert!(rig.everything() == before, "something has changed");
+    let options = r#"{"allow_tpm_reset_failure":true,"wipe_existing_seeds":true,"seeds":{"incus":{"apply_defaults":true}}}"#;
+    let id = staged(&server.post(RESET, options.as_bytes()));
+    server.reboots();
+    let status = server.get("/1.0/restage/status").json();
+    assert_eq!(status["metadata"]["staged"][0]["id"], id);
+    assert_eq!(status["metadata"]["staged"][0]["request"]["wipe_existing_seeds"], true);
+    refused(&server.post(RESET, ALLOW.as_bytes()), 400, "staged already");
+}
+
+#[test]
+fn a_failure_is_told_as_one() {
+    let rig = Rig::new();
+    let server = rig.serve();
+    fs::rename(rig.system.state(), rig.system.root().join("gone")).unwrap();
+    refused(&server.post(BACKUP, b""), 500, "cannot");
+    fs::write(rig.file("restage"), "#!/bin/sh\nkill -9 $$\n").unwrap();
+    refused(&server.get("/1.0/restage/status"), 500, "restage was killed");
+    // The first half of a backup is no backup.
+    fs::write(rig.file("restage"), "#!/bin/sh\nprintf half; exit 1\n").unwrap();
+    let half = server.post(BACKUP, b"");
+    assert_ne!(half.curl, Some(0), "{}", half.text());
+}
+
+#[test]
+fn what_is_not_there_is_answered_as_incusos_does() {
+    let rig = Rig::new();
+    let server = rig.serve();
+    refused(&server.get("/1.0/services/ceph"), 404, "not found");
+    refused(&server.get("/1.0"), 404, "not found");
+    refused(&server.get(BACKUP), 501, "not implemented");
+    refused(&server.post(&format!("{RESET}?a=b"), b"{}"), 400, "unknown parameter `a`");
+    // Several on one connection.
+    let mut stream = UnixStream::connect(rig.socket()).unwrap();
+    stream.write_all("GET /1.0 HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2).as_bytes()).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut said = String::new();
+    stream.read_to_string(&mut said).unwrap();
+    assert_eq!(said.matches("HTTP/1.1 404").count(), 2, "{said}");
+}
+
+#[test]
+fn the_socket_is_for_root_and_the_group_of_the_profile() {
+    let rig = Rig::new();
+    let server = rig.serve();
+    let found = fs::metadata(rig.socket()).unwrap();
+    assert_eq!((found.mode() & 0o777, found.uid()), (0o600, 0));
+    drop(server);
+    // The socket of one that is gone is no hindrance.
+    rig.set_api(&json!({ "socket": rig.socket(), "group": "daemon" }));
+    let server = rig.serve();
+    let found = fs::metadata(rig.socket()).unwrap();
+    assert_eq!((found.mode() & 0o777, found.uid(), found.gid()), (0o660, 0, 1));
+    let second = command(&rig).stderr(Stdio::piped()).output().unwrap();
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(!second.status.success() && said.contains("another one listens there"), "{said}");
+    drop(server);
+    rig.set_api(&json!({ "socket": rig.socket(), "group": "nobody-has-this" }));
+    fails(&mut command(&rig), "there is no group nobody-has-this");
+    rig.set_api(&json!(null));
+    fails(&mut command(&rig), "has no `api`");
+}
+
+#[track_caller]
+fn fails(command: &mut Command, why: &str) {
+    let output = command.stderr(Stdio::piped()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains(why), "`{why}` is not in: {said}");
+}
+
+/// As systemd passes a socket on: its number is 3, and the environment says for whom.
+#[test]
+fn a_passed_socket_is_served_when_it_is_as_the_profile_says() {
+    let rig = Rig::new();
+    let listener = UnixListener::bind(rig.socket()).unwrap();
+    fs::set_permissions(rig.socket(), fs::Permissions::from_mode(0o666)).unwrap();
+    fails(&mut rig.activated(&listener), "with mode 666, and has to be root's alone");
+    fs::set_permissions(rig.socket(), fs::Permissions::from_mode(0o600)).unwrap();
+    let server = Server::start(&rig, rig.activated(&listener));
+    refused(&server.get("/1.0/services/iscsi"), 404, "not found");
+    drop(server);
+    rig.set_api(&json!({ "socket": "/run/elsewhere.socket", "group": null }));
+    fails(&mut rig.activated(&listener), "not the profile's `api.socket`");
+}
