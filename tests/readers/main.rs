@@ -215,3 +215,27 @@ fn what_is_accepted_all_readers_see_alike() {
     );
     assert!(accepted * 100 >= count * ACCEPTED_PERCENT, "only {accepted} of {count} are accepted");
 }
+
+/// Whatever is accepted is accepted to its last byte.
+#[test]
+fn what_is_accepted_is_refused_without_its_end() {
+    let gnu = tempfile::tempdir().unwrap();
+    fs::write(gnu.path().join("a.txt"), "one\n".repeat(300)).unwrap();
+    let mut tar = Command::new("tar");
+    tar.args(["--format=gnu", "-czf", "-", "-C"]).arg(gnu.path()).arg("a.txt");
+    let by_tar = (Layout::Flat, tar.output().unwrap().stdout);
+    let generated = (0..60).map(fixtures::random::archive);
+    let (mut archives, mut cuts) = (0, 0);
+    for (layout, bytes) in generated.chain([by_tar]) {
+        if ours(layout, &bytes).is_none() {
+            continue;
+        }
+        archives += 1;
+        for length in 0..bytes.len() {
+            assert!(ours(layout, &bytes[..length]).is_none(), "{length} of {} bytes", bytes.len());
+            cuts += 1;
+        }
+    }
+    println!("{archives} archives, {cuts} times without their end");
+    assert!(archives >= 15 && cuts >= 5000, "{archives} {cuts}");
+}

@@ -105,7 +105,7 @@ pub fn killed(bench: &mut Bench<'_>) -> Outcome {
 const CRASHES: usize = 5;
 
 /// One boot: restage is killed again and again while it waits for the disk. In the end it sets the
-/// request aside, and the boot goes on into the old system.
+/// request aside, and the boot goes on into the old system. And what its unit may do.
 pub fn crashes(bench: &mut Bench<'_>) -> Outcome {
     let old = bench.base()?.facts.clone();
     let staged = bench.base()?.request("default")?;
@@ -113,6 +113,8 @@ pub fn crashes(bench: &mut Bench<'_>) -> Outcome {
     let text = format!(
         "[Service]\nExecStart=\nExecStart=/bin/sh -c '\
          starts=; read -r starts </run/restage/reset-starts; \
+         while read -r key value; do case $$key in CapBnd: | NoNewPrivs: | Seccomp:) \
+         echo test-unit: $$key $$value >/dev/console ;; esac; done </proc/self/status; \
          test $${{#starts}} -lt {CRASHES} || exec /usr/bin/restage initrd reset; \
          /usr/bin/restage initrd reset & pid=$$!; sleep 0.3; kill -SEGV $$pid; wait $$pid; \
          kill -SEGV $$$$'\n"
@@ -120,6 +122,12 @@ pub fn crashes(bench: &mut Bench<'_>) -> Outcome {
     bench.machine.oem = vec![faults::drop_in("restage-reset.service", &text)];
     bench.power_on()?;
     bench.line(&[&format!("restage was ended {CRASHES} times")], 120)?;
+    // What the unit gives up is given up in a boot.
+    let console = bench.console()?;
+    bench.tells("the unit", &console, &["test-unit: CapBnd: 0000000000224002"])?;
+    bench.tells("the unit", &console, &["test-unit: NoNewPrivs: 1"])?;
+    let filter = console.lines().find_map(|line| line.split_once("test-unit: Seccomp:"));
+    bench.note(format!("filter of system calls: {}", filter.map_or("", |(_, mode)| mode.trim())));
     bench.never(&["restage: committed"], 1)?;
     let now = bench.booted(Boot::Usual)?;
     end::same_system(bench, &old, &now)?;
