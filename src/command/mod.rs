@@ -13,10 +13,10 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::cli::Place;
-use crate::error::{Doing, Error, Result};
+use crate::error::{Doing, Error, Refused, Result};
 use crate::plan::facts::HostFacts;
 use crate::platform::disk::OpenDisk;
-use crate::platform::esp::EspDirectory;
+use crate::platform::esp::{EspDirectory, Others};
 use crate::platform::locate::{self, Mounted};
 use crate::platform::named_disk::NamedDisk;
 use crate::platform::tpm::{EsysTpm, Ppi, TpmError};
@@ -82,6 +82,12 @@ fn open_esp(path: &Path, profile: &Profile, side: Side) -> Result<EspDirectory> 
     };
     open(path, &profile.esp.directory)
         .doing(|| format!("cannot open the ESP at {}", path.display()))
+}
+
+/// Whether nobody else may meddle with what is staged there.
+fn guarded(place: &EspDirectory, others: Others) -> Result<Result<(), Refused>> {
+    let found = place.unguarded(others).doing(|| "cannot tell who may write there".to_owned())?;
+    Ok(found.map_or(Ok(()), |why| Err(Refused::because(format!("cannot stage: {why}")))))
 }
 
 /// The machine's disk and TPM, with the ESP that was opened already.

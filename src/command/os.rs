@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::{Exit, Side, offline, print_json, running};
+use super::{Exit, Side, guarded, offline, print_json, running};
 use crate::apply::restore;
 use crate::cli::{Cancel, FactoryReset, Place, Status};
 use crate::error::{Doing, Error, Refused, Result};
@@ -45,6 +45,11 @@ pub fn factory_reset(arguments: &FactoryReset) -> Result<Exit> {
         Err(refused) => return refuse(&refused, arguments.json),
     };
     let text = render::text(&prepared.plan, &prepared.facts);
+    let others = if has_seeds { Others::MayNothing } else { Others::MayRead };
+    let esp = esp_of(mounted.as_ref(), &arguments.place, &profile, Side::Stager)?;
+    if let Err(refused) = guarded(&esp, others)? {
+        return refuse(&refused, arguments.json);
+    }
     if arguments.dry_run {
         if arguments.json {
             print_json(&prepared.plan)?;
@@ -71,9 +76,10 @@ pub fn factory_reset(arguments: &FactoryReset) -> Result<Exit> {
         let root = arguments.place.root.as_deref().unwrap_or(Path::new("/"));
         super::state::lock(restores, root, &profile)?;
     }
-    let others = if has_seeds { Others::MayNothing } else { Others::MayRead };
-    let mut esp = writable(mounted.as_ref(), &arguments.place, &profile, Side::Stager)?;
-    esp.check_guarded(others).doing(|| "cannot stage on the ESP".to_owned())?;
+    let esp = writable(mounted.as_ref(), &arguments.place, &profile, Side::Stager)?;
+    if let Err(refused) = guarded(&esp, others)? {
+        return refuse(&refused, arguments.json);
+    }
     machine.esp = Box::new(esp);
     // Looked at again under the lock: another one may have been faster, with a restore as well, whose
     // directory may be a new one.
@@ -330,6 +336,16 @@ fn open(place: &Place, side: Side) -> Result<(Machine, Option<Mounted>, Profile)
     Ok((machine, mounted, profile))
 }
 
+fn esp_of(
+    mounted: Option<&Mounted>,
+    place: &Place,
+    profile: &Profile,
+    side: Side,
+) -> Result<EspDirectory> {
+    let path = mounted.map(|m| m.path.as_path()).or(place.esp.as_deref());
+    super::open_esp(path.ok_or_else(|| Error::new("no ESP is known"))?, profile, side)
+}
+
 /// The ESP, which from here on may be written, and by nobody else.
 pub(super) fn writable(
     mounted: Option<&Mounted>,
@@ -338,9 +354,7 @@ pub(super) fn writable(
     side: Side,
 ) -> Result<EspDirectory> {
     let what = || "cannot write to the ESP".to_owned();
-    let path = mounted.map(|m| m.path.as_path()).or(place.esp.as_deref());
-    let path = path.ok_or_else(|| Error::new(what()))?;
-    let mut esp = super::open_esp(path, profile, side)?;
+    let mut esp = esp_of(mounted, place, profile, side)?;
     // After it was looked at: that may have made it read-only.
     if let Some(mounted) = mounted {
         mounted.make_writable().doing(what)?;

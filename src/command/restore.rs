@@ -33,7 +33,9 @@ pub fn restore(arguments: &cli::Restore) -> Result<Exit> {
         Err(refused) => return refuse(&refused, arguments.json),
     };
     let mut machine = state::at(&arguments.place, &profile)?;
-    if let Err(refused) = stage_restore::check_place(&machine, state)? {
+    let root = arguments.place.root.as_deref().unwrap_or(Path::new("/"));
+    let place = stage_restore::check_place(&machine, state)?;
+    if let Err(refused) = place.and(state::guarded(root, &profile)?) {
         return refuse(&refused, arguments.json);
     }
     if arguments.dry_run {
@@ -55,8 +57,9 @@ pub fn restore(arguments: &cli::Restore) -> Result<Exit> {
     if let Err(refused) = room(&machine, flags.as_ref(), arguments.replace)? {
         return refuse(&refused, arguments.json);
     }
-    let root = arguments.place.root.as_deref().unwrap_or(Path::new("/"));
-    state::lock_to_stage(&mut machine, root, &profile)?;
+    if let Err(refused) = state::lock_to_stage(&mut machine, root, &profile)? {
+        return refuse(&refused, arguments.json);
+    }
     if let Some(flags) = &mut flags {
         flags.make_writable(&profile)?;
     }

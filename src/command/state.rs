@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::Side;
 use crate::apply::restore::{Machine, state_of};
 use crate::cli::StatePlace;
-use crate::error::{Doing, Error, Result};
+use crate::error::{Doing, Error, Refused, Result};
 use crate::plan::facts::HostFacts;
 use crate::platform::esp::{EspDirectory, Others};
 use crate::platform::locate::{self, Mounted};
@@ -174,12 +174,29 @@ pub fn lock(machine: &mut Machine, root: &Path, profile: &Profile) -> Result<()>
     Ok(())
 }
 
-/// The same to stage there, where other users may not change anything: the files are for root alone.
-pub fn lock_to_stage(machine: &mut Machine, root: &Path, profile: &Profile) -> Result<()> {
-    let mut store = locked(root, profile)?;
-    store.check_guarded(Others::MayRead).doing(|| "cannot stage the backup".to_owned())?;
+/// Whether other users may change anything in restage's directory: the files in it are for root alone.
+pub fn guarded(root: &Path, profile: &Profile) -> Result<Result<(), Refused>> {
+    let state = state_of(profile)?;
+    let what = || format!("cannot look at {}", root.join(&state.own_directory).display());
+    let (parent, name) = state.own_directory.rsplit_once('/').unwrap_or(("", ""));
+    match EspDirectory::open(&root.join(parent), name) {
+        Ok(store) => super::guarded(&store, Others::MayRead),
+        // It is made then, for root alone.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Ok(())),
+        Err(error) => Err(error).doing(what),
+    }
+}
+
+/// Takes the lock to stage there.
+pub fn lock_to_stage(
+    machine: &mut Machine,
+    root: &Path,
+    profile: &Profile,
+) -> Result<Result<(), Refused>> {
+    let store = locked(root, profile)?;
+    let guarded = super::guarded(&store, Others::MayRead)?;
     machine.store = Box::new(store);
-    Ok(())
+    Ok(guarded)
 }
 
 fn locked(root: &Path, profile: &Profile) -> Result<EspDirectory> {

@@ -110,14 +110,17 @@ impl EspDirectory {
         Ok(())
     }
 
-    /// An error when other users may do more than that in restage's directory: what is staged there is
-    /// believed at the next boot. On FAT it is the mount that says who may.
-    pub fn check_guarded(&mut self, others: Others) -> io::Result<()> {
-        let node = self.own()?.node()?;
-        match unguarded(&node, rustix::process::geteuid().as_raw(), others) {
-            Some(why) => Err(io::Error::other(format!("`{}` {why}", self.name))),
-            None => Ok(()),
-        }
+    /// Why it is no place to stage in: other users may do more than that in restage's directory, and what
+    /// is staged there is believed at the next boot. On FAT it is the mount that says who may, so it is
+    /// known before that directory is made.
+    pub fn unguarded(&self, others: Others) -> io::Result<Option<String>> {
+        let node = match &self.own {
+            Some(own) => own.node()?,
+            None if self.root.grows_in_pieces()? => self.root.node()?,
+            None => return Ok(None),
+        };
+        let why = unguarded(&node, rustix::process::geteuid().as_raw(), others);
+        Ok(why.map(|why| format!("`{}` {why}", self.name)))
     }
 
     fn own(&mut self) -> io::Result<&dyn Directory> {
@@ -351,7 +354,7 @@ mod tests {
     fn a_directory_of_others_is_none_to_stage_in() {
         let (root, mut esp) = esp();
         esp.create("0000000A.REQ", b"abc").unwrap();
-        esp.check_guarded(Others::MayNothing).unwrap();
+        assert_eq!(esp.unguarded(Others::MayNothing).unwrap(), None);
         let own = root.path().join("restage");
         let mode = |mode| {
             fs::set_permissions(&own, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
@@ -360,8 +363,8 @@ mod tests {
             [(0o755, true, false), (0o770, false, false), (0o702, false, false)]
         {
             mode(bits);
-            assert_eq!(esp.check_guarded(Others::MayRead).is_ok(), read, "{bits:o}");
-            assert_eq!(esp.check_guarded(Others::MayNothing).is_ok(), nothing, "{bits:o}");
+            assert_eq!(esp.unguarded(Others::MayRead).unwrap().is_none(), read, "{bits:o}");
+            assert_eq!(esp.unguarded(Others::MayNothing).unwrap().is_none(), nothing, "{bits:o}");
         }
         let node =
             Node { owner: 1000, mode: 0o700, ..directory::open(&own).unwrap().node().unwrap() };
