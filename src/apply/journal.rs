@@ -16,18 +16,22 @@
 //! | `RPT` | the report; **its appearance, whole, is the end** |
 //! | `LOG` `BAD` | the log; the request that was set aside |
 
+mod end;
+mod mend;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, Result, chain};
-use crate::format::envelope::{self, ADDED_SLOTS, EnvelopeError, JOURNAL, MAX_BYTES, NOTE, REPORT};
+use crate::format::envelope::{self, ADDED_SLOTS, JOURNAL, MAX_BYTES, NOTE};
 use crate::plan::Plan;
 use crate::plan::restore::RecordedSlot;
 use crate::platform::Store;
-use crate::report::{Outcome, Report};
-use crate::request::find::{self, Found};
 use crate::request::{Request, file_name, stem};
+
+pub use end::{clear_away, finish, reports};
+pub use mend::{mend, remove_unlinked};
 
 /// Report, log and the directory entries of all progress fit into this.
 const RESERVED_BYTES: usize = 512 * 1024;
@@ -371,211 +375,6 @@ fn read_note(store: &dyn Store, name: &str) -> String {
     let note = read_or_tell(store, name);
     note.and_then(|bytes| envelope::parse::<Note>(&bytes, NOTE).ok())
         .map_or_else(|| "(the reason was lost)".to_owned(), |note| note.reason)
-}
-
-/// **The end of an operation.** The report's appearance ends it; what else there is of it is removed
-/// after that, secrets overwritten first, and again at the next boot if the power goes meanwhile.
-pub fn finish(store: &mut dyn Store, report: &Report, log: &str) -> Result<()> {
-    let what = || "cannot leave the report".to_owned();
-    let stem = stem(&report.id);
-    let file = |extension| format!("{stem}.{extension}");
-    store.remove(&file("RSV")).doing(what)?;
-    let names = store.names().doing(what)?;
-    if !log.is_empty() && !names.contains(&file("RPT")) {
-        store.remove(&file("LOG")).doing(what)?;
-        let start = log.len().saturating_sub(MAX_LOG_BYTES);
-        let start = (start..=log.len()).find(|at| log.is_char_boundary(*at)).unwrap_or_default();
-        store.create(&file("LOG"), log.get(start..).unwrap_or_default().as_bytes()).doing(what)?;
-    }
-    if !names.contains(&file("RPT")) {
-        let bytes = envelope::encode(report, REPORT).doing(what)?;
-        store.create(&file("RPT"), &bytes).doing(what)?;
-    }
-    // The operation is over; what cannot be tidied up now is tidied up at the next boot.
-    if let Err(error) = clear_away(store, &stem).and_then(|()| prune(store, &report.id)) {
-        log::warn!("{}", error.chain());
-    }
-    Ok(())
-}
-
-/// Removes what a cut has left in free clusters: to be done before anything is made. Not a report that
-/// [`mend`] makes again, nor a journal that has progress: that one was durable. Returns those that it
-/// leaves.
-pub fn remove_unlinked(store: &mut dyn Store) -> Result<Vec<String>> {
-    let what = || "cannot remove what was cut off while it was made".to_owned();
-    let mut left = Vec::new();
-    let mut stays = store.names().doing(what)?;
-    let mut unlinked = find::unlinked(store, &stays);
-    // What goes itself says nothing of others; a journal is looked at before its report.
-    stays.retain(|name| !unlinked.contains(name));
-    unlinked.sort();
-    for name in unlinked {
-        let (stem, extension) = name.split_once('.').unwrap_or_default();
-        let has = |extension: &str| stays.contains(&format!("{stem}.{extension}"));
-        match extension {
-            "JNL" if has_progress(&stays, stem) => {
-                stays.push(name.clone());
-                left.push(name);
-            }
-            "RPT" if has("JNL") || has("REQ") => left.push(name),
-            _ => {
-                log::warn!("{name} was cut off while it was made or removed: it goes");
-                remove_file(store, &name).doing(what)?;
-            }
-        }
-    }
-    Ok(left)
-}
-
-/// Removes a file of an operation, secrets overwritten first.
-fn remove_file(store: &mut dyn Store, name: &str) -> std::io::Result<()> {
-    match name.split_once('.') {
-        Some((_, "SED" | "TAR" | "ARC")) => store.shred(name),
-        _ => store.remove(name),
-    }
-}
-
-/// Makes good what a power cut on FAT leaves of a file that was not synced yet: it is there, and empty,
-/// damaged or unreadable. Returns what lies there then.
-///
-/// A journal that is nothing and has no progress was never committed: before the first step there is
-/// always a file of progress. A report that is nothing beside a whole journal is written again from
-/// there; beside a request alone it is replaced, for that operation is over.
-pub fn mend<C: Commit>(store: &mut dyn Store, now: u64) -> Result<Found> {
-    let what = || "cannot make good what a power cut has left".to_owned();
-    let unlinked = remove_unlinked(store)?;
-    let found = find::look(store)?;
-    let mut is_changed = false;
-    for stem in &found.committed {
-        if !has_progress(&store.names().doing(what)?, stem) && is_nothing::<C>(store, stem) {
-            log::warn!("{stem}.JNL is no journal, and nothing was done yet: it is removed");
-            store.remove(&format!("{stem}.JNL")).doing(what)?;
-            is_changed = true;
-        }
-    }
-    for stem in &found.leftovers {
-        let names = store.names().doing(what)?;
-        let has = |extension: &str| names.contains(&format!("{stem}.{extension}"));
-        let name = format!("{stem}.RPT");
-        if !has("RPT") || (!unlinked.contains(&name) && read_report(store, &name).is_some()) {
-            continue;
-        }
-        if has("JNL") {
-            // Whatever came of it, the journal has to say.
-            Journal::<C>::load(store, stem)?;
-            log::warn!("{name} is written again");
-            store.remove(&name).doing(what)?;
-            is_changed = true;
-        } else if has("REQ") {
-            log::warn!("nothing but {name} says what came of the request: it is replaced");
-            let reason = "it ended before it was committed, and its report was lost in a power cut";
-            let report = Report {
-                id: stem.to_lowercase(),
-                operation: None,
-                outcome: Outcome::Refused,
-                reason: Some(reason.to_owned()),
-                staged: None,
-                finished_at: now,
-                runs: 0,
-                failures: Vec::new(),
-                steps: Vec::new(),
-                restage: env!("CARGO_PKG_VERSION").to_owned(),
-            };
-            store.remove(&name).doing(what)?;
-            let bytes = envelope::encode(&report, REPORT).doing(what)?;
-            store.create(&name, &bytes).doing(what)?;
-        }
-    }
-    if is_changed { find::look(store) } else { Ok(found) }
-}
-
-/// Whether a boot has worked on it.
-fn has_progress(names: &[String], stem: &str) -> bool {
-    names.iter().any(|name| {
-        let extension = name.strip_prefix(stem).and_then(|rest| rest.strip_prefix('.'));
-        extension.is_some_and(|extension| {
-            extension.strip_prefix(|c: char| c.is_ascii_uppercase()).is_some_and(|number| {
-                !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
-            })
-        })
-    })
-}
-
-/// Whether a journal is no whole file: a newer one, or one of another kind, is something.
-fn is_nothing<C: Commit>(store: &dyn Store, stem: &str) -> bool {
-    match store.read(&format!("{stem}.JNL"), MAX_BYTES) {
-        Ok(Some(bytes)) => matches!(
-            envelope::parse::<C>(&bytes, C::KIND),
-            Err(EnvelopeError::Malformed(_) | EnvelopeError::Checksum)
-        ),
-        Ok(None) => false,
-        Err(error) => {
-            log::warn!("{}", chain(&error));
-            true
-        }
-    }
-}
-
-/// A report that can be read and is of the operation that the file is called after: what is done about
-/// old reports goes by what they say.
-fn read_report(store: &dyn Store, name: &str) -> Option<Report> {
-    let bytes = read_or_tell(store, name)?;
-    let report = envelope::parse::<Report>(&bytes, REPORT).map_err(|error| error.to_string());
-    let report = report.and_then(|report| {
-        let is_its_own = file_name(&report.id, "RPT") == name;
-        is_its_own.then_some(report).ok_or("field `id` does not fit the file's name".to_owned())
-    });
-    report.inspect_err(|why| log::warn!("{name} is no report: {why}")).ok()
-}
-
-/// Removes what is left of a finished operation, or of one that never became a request.
-pub fn clear_away(store: &mut dyn Store, stem: &str) -> Result<()> {
-    let what = || format!("cannot remove what is left of {stem}");
-    // The request first: it is the one that could be taken for a wish.
-    store.remove(&format!("{stem}.REQ")).doing(what)?;
-    let names = store.names().doing(what)?;
-    let is_reported = names.contains(&format!("{stem}.RPT"));
-    for name in names {
-        let Some(extension) = name.strip_prefix(stem).and_then(|rest| rest.strip_prefix('.'))
-        else {
-            continue;
-        };
-        match extension {
-            "RPT" | "LOG" | "BAD" if is_reported => {}
-            _ => remove_file(store, &name).doing(what)?,
-        }
-    }
-    Ok(())
-}
-
-/// Keeps the newest reports only, and the one just written whatever the clock says.
-fn prune(store: &mut dyn Store, newest: &str) -> Result<()> {
-    let reports = reports(store)?;
-    for old in reports.iter().filter(|report| report.id != newest).skip(MAX_REPORTS - 1) {
-        let stem = stem(&old.id);
-        let what = || format!("cannot remove the old report {stem}.RPT");
-        // The report goes last: as long as it is there, nothing of its operation can come back.
-        clear_away(store, &stem)?;
-        for extension in ["BAD", "LOG", "RPT"] {
-            store.remove(&format!("{stem}.{extension}")).doing(what)?;
-        }
-    }
-    Ok(())
-}
-
-/// The readable reports, newest first.
-pub fn reports(store: &dyn Store) -> Result<Vec<Report>> {
-    let what = || "cannot read the reports".to_owned();
-    let mut reports = Vec::new();
-    for name in store.names().doing(what)? {
-        if name.split_once('.').is_some_and(|(_, extension)| extension == "RPT")
-            && let Some(report) = read_report(store, &name)
-        {
-            reports.push(report);
-        }
-    }
-    reports.sort_by_key(|report| std::cmp::Reverse(report.finished_at));
-    Ok(reports)
 }
 
 #[cfg(test)]

@@ -114,8 +114,8 @@ const BROKEN: [(&str, &str, &str, &str); 13] = [
     ),
     (
         IN_FREE_CLUSTERS,
-        "src/apply/journal.rs",
-        "    for name in find::unlinked(store, &names) {",
+        "src/apply/journal/mend.rs",
+        "    for name in unlinked {",
         "    for name in Vec::<String>::new() {",
     ),
     (
@@ -162,7 +162,7 @@ const BROKEN: [(&str, &str, &str, &str); 13] = [
     ),
     (
         "the journal is removed before the request",
-        "src/apply/journal.rs",
+        "src/apply/journal/end.rs",
         "    // The request first: it is the one that could be taken for a wish.\n    \
          store.remove(&format!(\"{stem}.REQ\")).doing(what)?;",
         "    store.remove(&format!(\"{stem}.RPT\")).doing(what)?;\n    \

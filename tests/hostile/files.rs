@@ -6,9 +6,9 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use crate::fixtures::enveloped;
 use crate::fixtures::files::{self, Hostile, Place};
 use crate::fixtures::tar::Tar;
+use crate::fixtures::{disks, enveloped};
 use crate::rig::Rig;
 use crate::support::disk::{Disk, list};
 use crate::support::state::{OLD, state_text};
@@ -201,7 +201,7 @@ fn with_on_disk(corpus: &[Hostile], put: impl Fn(&Disk, &[u8])) {
 
 #[test]
 fn hostile_seeds_are_refused_and_nothing_changes() {
-    with_on_disk(&files::seeds(), |disk, bytes| {
+    with_on_disk(&disks::seeds(), |disk, bytes| {
         disk.overwrite(disk.range(2).start as u64, bytes);
     });
 }
@@ -209,7 +209,7 @@ fn hostile_seeds_are_refused_and_nothing_changes() {
 #[test]
 fn a_hostile_partition_table_is_refused_and_nothing_changes() {
     let good = Disk::new().bytes()[..34 * 512].to_vec();
-    with_on_disk(&files::tables(&good), |disk, bytes| {
+    with_on_disk(&disks::tables(&good), |disk, bytes| {
         disk.overwrite(0, bytes);
         disk.overwrite(disk.bytes().len() as u64 - 33 * 512, &vec![0; 33 * 512]);
     });
@@ -239,7 +239,7 @@ fn a_hostile_volume_is_refused_and_nothing_changes() {
     let good = fs::read(&volume).unwrap();
     let file = rig.file("backup.tar.gz");
     fs::write(&file, backup(state_text("other", OLD).as_bytes())).unwrap();
-    each(&files::volumes(&good[..0x8000]), |hostile| {
+    each(&disks::volumes(&good[..0x8000]), |hostile| {
         overwrite(&volume, &hostile.bytes);
         let before = rig.everything();
         let output = rig.restage(&["restore", file.to_str().unwrap(), "--force"]);
@@ -269,9 +269,9 @@ fn there_are_as_many_of_other_formats_as_there_have_to_be() {
         enveloped::journals(&fs::read(interrupted().file("JNL")).unwrap()),
         files::profiles(include_str!("../../src/profile/incusos.json")),
         files::states(&state_text("other", OLD), OLD),
-        files::seeds(),
-        files::tables(&disk.bytes()[..34 * 512]),
-        files::volumes(&fs::read(rig.volume("root")).unwrap()[..0x8000]),
+        disks::seeds(),
+        disks::tables(&disk.bytes()[..34 * 512]),
+        disks::volumes(&fs::read(rig.volume("root")).unwrap()[..0x8000]),
     ];
     let all: Vec<Hostile> = all.into_iter().flatten().collect();
     assert!(all.len() >= 230, "{}", all.len());

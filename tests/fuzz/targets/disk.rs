@@ -7,7 +7,7 @@ use restage::format::luks::{self, HEADER_SIZES, Header};
 use serde_json::Value;
 
 use crate::bytes::{Bytes, told};
-use crate::fixtures::files;
+use crate::fixtures::disks;
 use crate::model::slots;
 use crate::seal;
 
@@ -250,7 +250,7 @@ pub fn luks_seeds() -> Vec<Vec<u8>> {
     all.push([&[2], json_of(&slots::header(1, [true, true, true], false)).as_slice()].concat());
     all.push([&[5], &good[..512]].concat());
     all.push([&[1], &good[..512]].concat());
-    for hostile in files::volumes(&both) {
+    for hostile in disks::volumes(&both) {
         all.push([&[0], json_of(&hostile.bytes).as_slice()].concat());
         all.push([&[1], &hostile.bytes[..512]].concat());
     }

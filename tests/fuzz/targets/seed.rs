@@ -8,8 +8,8 @@ use restage::request::{ResetOptions, check_seeds};
 use serde_json::value::RawValue;
 
 use crate::bytes::{Bytes, told};
-use crate::fixtures::files;
 use crate::fixtures::tar::{Head, Tar, record};
+use crate::fixtures::{disks, files};
 use crate::{memory, seal};
 
 pub const TAR_WORDS: &[&str] =
@@ -73,7 +73,7 @@ pub fn tar_seeds() -> Vec<Vec<u8>> {
     let pax = Tar::default().pax(b'x', &record("path", "incus.yml")).file("x", b"1");
     let global = Tar::default().pax(b'g', &record("comment", "1")).file("x", b"1");
     let made = [good, long, pax, global].map(|tar| [&[1], tar.zeros(2).0.as_slice()].concat());
-    let hostile = files::seeds().into_iter().map(|hostile| hostile.bytes);
+    let hostile = disks::seeds().into_iter().map(|hostile| hostile.bytes);
     let hostile = hostile.filter(|bytes| bytes.len() < 5000);
     made.into_iter().chain(hostile.map(|bytes| [&[0], bytes.as_slice()].concat())).collect()
 }

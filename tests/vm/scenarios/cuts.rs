@@ -116,8 +116,8 @@ pub fn crashes(bench: &mut Bench<'_>) -> Outcome {
          while read -r key value; do case $$key in CapBnd: | NoNewPrivs: | Seccomp:) \
          echo test-unit: $$key $$value >/dev/console ;; esac; done </proc/self/status; \
          test $${{#starts}} -lt {CRASHES} || exec /usr/bin/restage initrd reset; \
-         /usr/bin/restage initrd reset & pid=$$!; sleep 0.3; kill -SEGV $$pid; wait $$pid; \
-         kill -SEGV $$$$'\n"
+         /usr/bin/restage initrd reset & pid=$$!; sleep 0.3; kill -KILL $$pid; wait $$pid; \
+         kill -KILL $$$$'\n"
     );
     bench.machine.oem = vec![faults::drop_in("restage-reset.service", &text)];
     bench.power_on()?;

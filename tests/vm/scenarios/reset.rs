@@ -33,6 +33,7 @@ pub fn default(bench: &mut Bench<'_>) -> Outcome {
     bench.tells("staging", &staged.out, &["staged factory reset"])?;
     let cancelled = bench.exits("restage cancel", 0)?;
     bench.tells("withdrawing", &cancelled.out, &["cancelled"])?;
+    let cancelled = cancelled.out.trim().rsplit(' ').next().unwrap_or_default().to_uppercase();
     let secret = secret_seed(bench)?;
     let seed = format!("{{\"token\":\"{secret}\"}}");
     wanted.insert("hunted.json".to_owned(), seed.into_bytes());
@@ -49,7 +50,8 @@ pub fn default(bench: &mut Bench<'_>) -> Outcome {
     let files = bench.restage_files()?;
     let stem = files
         .keys()
-        .find_map(|name| name.strip_suffix(".RPT"))
+        .filter_map(|name| name.strip_suffix(".RPT"))
+        .find(|stem| !cancelled.starts_with(stem))
         .doing("looking for a report on the ESP")?
         .to_owned();
     let report = end::reset_done(bench, &stem, &wanted)?;
