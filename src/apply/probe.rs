@@ -85,6 +85,11 @@ pub fn disk(disk: &dyn Disk, scope: Scope) -> Result<DiskFacts> {
         (Err(_), Ok(backup)) => (backup, Some(Copy::Primary)),
         (Err(_), Err(_)) => return Err(tables.none_valid(disk)),
     };
+    // A cut in the midst of writing one makes it anew from the other: not a matter for after the commit.
+    for copy in [&tables.primary, &tables.backup].into_iter().flatten() {
+        copy.as_other_copy()
+            .doing(|| format!("cannot work with the partition table of {}", disk.name()))?;
+    }
     let copies_differ = matches!(
         (&tables.primary, &tables.backup),
         (Ok(primary), Ok(backup)) if !primary.same_content(backup)

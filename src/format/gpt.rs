@@ -267,7 +267,8 @@ impl Table {
 
     /// This table as the other copy: the same entries, the places exchanged. The primary's entries
     /// start at LBA 2, the backup's end right before its header. An error where that would be inside
-    /// the usable range: partitions, or what a boot loader keeps there, are not ours to overwrite.
+    /// the usable range (partitions, or what a boot loader keeps there, are not ours to overwrite), or
+    /// over this copy.
     pub fn as_other_copy(&self) -> Result<Self, BadCopy> {
         let mut other = self.clone();
         other.header.current_lba = self.header.backup_lba;
@@ -279,13 +280,20 @@ impl Table {
             other.header.current_lba.saturating_sub(array_sectors)
         };
         let (first, last) = self.usable();
-        let is_outside = |start: u64, sectors: u64| start + sectors <= first || start > last;
-        if is_outside(other.header.current_lba, 1)
-            && is_outside(other.header.part_start, array_sectors)
+        let runs = |table: &Self| {
+            [(table.header.current_lba, 1), (table.header.part_start, array_sectors)]
+        };
+        let is_apart = |(a, length): (u64, u64), (b, other_length): (u64, u64)| {
+            a.saturating_add(length) <= b || b.saturating_add(other_length) <= a
+        };
+        let taken = [(0, 1), (first, (last - first).saturating_add(1))].into_iter();
+        let [header, array] = runs(&other);
+        let mut taken = taken.chain(runs(self));
+        if is_apart(header, array) && taken.all(|run| is_apart(run, header) && is_apart(run, array))
         {
             Ok(other)
         } else {
-            Err(BadCopy("there is no room for the other copy outside the usable range".to_owned()))
+            Err(BadCopy("there is no room for its other copy".to_owned()))
         }
     }
 
@@ -482,6 +490,18 @@ mod tests {
             let healed = read(&broken, from).unwrap().as_other_copy().unwrap();
             write(&mut broken, &healed);
             assert!(broken == good, "LBA {bad} from {from}");
+        }
+    }
+
+    #[test]
+    fn no_copy_is_made_over_the_other() {
+        let table = read(&disk(2), SECTORS - 1).unwrap();
+        assert!(table.as_other_copy().is_ok());
+        // Its entries would be before the disk, over the first header, or over its entries.
+        let mut primary = read(&disk(2), 1).unwrap();
+        for lba in [2, 3, 20, 33, 34, 65] {
+            primary.header.backup_lba = lba;
+            assert!(primary.as_other_copy().is_err(), "{lba}");
         }
     }
 

@@ -137,7 +137,8 @@ impl StateFile {
         }
     }
 
-    /// The names of the installed applications, as version 8 spells them or as they stand there.
+    /// The names of the installed applications, as version 8 spells them or as they stand there. One that
+    /// stands in an older file under a name of version 8 is none of those, and does not become one.
     #[must_use]
     pub fn applications(&self) -> Vec<String> {
         let suffix = match self.version {
@@ -150,6 +151,7 @@ impl StateFile {
             .entries()
             .filter(|(_, value)| !value.is_empty())
             .filter_map(|(key, _)| key.strip_prefix(open)?.strip_suffix(suffix))
+            .filter(|name| self.version >= 8 || !upgrade::is_since_8(name))
             .map(|name| upgrade::application(name).unwrap_or(name).to_owned())
             .collect();
         names.sort();

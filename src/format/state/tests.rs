@@ -155,6 +155,12 @@ fn applications_and_recovery_keys_are_found_in_every_version() {
         assert_eq!(file.applications(), ["Incus"], "version {version}");
         assert_eq!(file.recovery_keys().collect::<Vec<_>>(), ["one", "two"], "version {version}");
     }
+    // What was no name of an application does not become one.
+    let mut odd =
+        state("#Version: 0\nApplications[Incus].Version: 1\nApplications[mine].Version: 1\n");
+    assert_eq!(odd.applications(), ["mine"]);
+    odd.upgrade(NEWEST).unwrap();
+    assert!(!odd.applications().contains(&"Incus".to_owned()));
     let mut newer = state("#Version: 8\n");
     assert!(newer.upgrade(7).unwrap_err().to_string().contains("newer than 7"));
 }

@@ -233,18 +233,25 @@ fn application_fields(key: &str) -> Option<String> {
     Some(format!("Applications.{}{rest}", application(name)?))
 }
 
+/// The names of applications, before version 8 and since.
+const APPLICATIONS: [(&str, &str); 7] = [
+    ("debug", "Debug"),
+    ("gpu-support", "GPUSupport"),
+    ("incus", "Incus"),
+    ("incus-ceph", "IncusCeph"),
+    ("incus-linstor", "IncusLinstor"),
+    ("migration-manager", "MigrationManager"),
+    ("operations-center", "OperationsCenter"),
+];
+
 /// The name of an application since version 8.
 pub(super) fn application(name: &str) -> Option<&'static str> {
-    Some(match name {
-        "debug" => "Debug",
-        "gpu-support" => "GPUSupport",
-        "incus" => "Incus",
-        "incus-ceph" => "IncusCeph",
-        "incus-linstor" => "IncusLinstor",
-        "migration-manager" => "MigrationManager",
-        "operations-center" => "OperationsCenter",
-        _ => return None,
-    })
+    APPLICATIONS.iter().find(|(before, _)| *before == name).map(|(_, since)| *since)
+}
+
+/// Whether an application has this name since version 8; before, it was the name of none.
+pub(super) fn is_since_8(name: &str) -> bool {
+    APPLICATIONS.iter().any(|(_, since)| *since == name)
 }
 
 #[cfg(test)]

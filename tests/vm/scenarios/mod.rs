@@ -85,7 +85,7 @@ pub const ALL: &[Scenario] = &[
     long(MORE, "power-cuts", 40, cuts::power_cuts),
     long(MORE, "tpm-locked", 30, tpm::locked),
     long(MORE, "tpm-none", 25, tpm::none),
-    long(MORE, "crashes", 10, cuts::crashes),
+    long(MORE, "crashes", 6, cuts::crashes),
     long(BOOTS, "restore-after-reset", 29, restore_reset::after_reset),
     long(BOOTS, "killed", 20, cuts::killed),
     long(BOOTS, "example", 50, reset::example),
