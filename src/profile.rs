@@ -286,6 +286,11 @@ impl Profile {
         if let Some(state) = &self.state {
             state.check()?;
         }
+        if let Some(api) = &self.api
+            && !api.socket.strip_prefix('/').is_some_and(|path| path.split('/').all(is_plain_name))
+        {
+            return Err(format!("field `api.socket`: `{}` is no absolute path", api.socket));
+        }
         if let Some(bad) =
             self.seed.iter().flat_map(|s| &s.refused_names).find(|name| !seed::is_valid_name(name))
         {

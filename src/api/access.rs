@@ -29,14 +29,21 @@ pub fn listen(api: &Api) -> Result<UnixListener> {
 fn make(path: &Path, group: Option<u32>) -> io::Result<UnixListener> {
     match UnixStream::connect(path) {
         Ok(_) => return Err(io::Error::other("another one listens there")),
-        // Left by one that is gone.
+        // Left by one that is gone. What is no socket refuses as well.
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
+                return Err(io::Error::other("something else is there"));
+            }
             std::fs::remove_file(path)?;
         }
         Err(_) => {}
     }
-    if let Some(directory) = path.parent() {
+    if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
         std::fs::create_dir_all(directory)?;
+        if group.is_some() {
+            chown(directory, Some(0), group)?;
+            std::fs::set_permissions(directory, Permissions::from_mode(0o750))?;
+        }
     }
     // Nobody gets in before it is the group's.
     let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));

@@ -3,15 +3,12 @@
 use std::io;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::Duration;
 
 use http_body_util::channel::Channel;
-use http_body_util::{BodyExt, Limited};
-use hyper::StatusCode;
-use hyper::body::{Body, Bytes};
+use hyper::body::Bytes;
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, Command};
 use zeroize::Zeroizing;
 
 use super::answer::{Refusal, of_child};
@@ -20,10 +17,6 @@ use super::answer::{Refusal, of_child};
 const MAX_SAID_BYTES: u64 = 1 << 20;
 /// What is read of a backup at once.
 const CHUNK_BYTES: usize = 64 << 10;
-/// The options of a reset, with its seeds; `restage` has a limit of its own, and says so.
-const MAX_OPTIONS_BYTES: usize = 16 << 20;
-/// So long may a client send nothing in the midst of a body.
-const STALLED: Duration = Duration::from_secs(60);
 
 /// The program.
 #[derive(Clone, Debug)]
@@ -33,68 +26,36 @@ pub struct Restage {
 }
 
 impl Restage {
-    fn start(&self, arguments: &[String], input: Stdio) -> Result<Child, Refusal> {
+    fn command(&self, arguments: &[String], input: Stdio) -> Command {
         let mut command = Command::new(&self.program);
         command.args(arguments).stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // Nobody is left to be told: what it was staging it has not staged.
-        command.kill_on_drop(true);
+        command
+    }
+
+    fn start(&self, command: &mut Command) -> Result<Child, Refusal> {
         let failed = |error| format!("cannot run {}: {error}", self.program.display());
         command.spawn().map_err(|error| Refusal::failure(failed(error)))
     }
 
-    /// Runs it without input; what it printed.
-    pub async fn ask(&self, arguments: &[String]) -> Result<Value, Refusal> {
-        let child = self.start(arguments, Stdio::null())?;
-        let output = child.wait_with_output().await.map_err(lost)?;
-        of_child(output.status.code(), &output.stdout, &output.stderr)
-    }
-
-    /// Runs it with a body as its input, which it never sees the end of when the client does not come to
-    /// the end either.
-    pub async fn feed<B>(&self, arguments: &[String], body: B) -> Result<Value, Refusal>
-    where
-        B: Body<Data = Bytes> + Unpin,
-        B::Error: std::fmt::Display,
-    {
-        let mut child = self.start(arguments, Stdio::piped())?;
-        let input = child.stdin.take();
+    /// Runs it to its end; what it printed.
+    pub async fn run(&self, arguments: &[String], input: Stdio) -> Result<Value, Refusal> {
+        let mut child = self.start(&mut self.command(arguments, input))?;
         let printed = bounded(child.stdout.take());
         let told = bounded(child.stderr.take());
-        let pour = async {
-            match pour(body, input).await {
-                Ok(()) => Ok(()),
-                Err((why, input)) => {
-                    // Before its input ends: what came so far could pass for all of it.
-                    let killed = child.kill().await;
-                    drop(input);
-                    killed.map_err(lost)?;
-                    Err(Refusal::new(StatusCode::BAD_REQUEST, why))
-                }
-            }
-        };
-        let (poured, printed, told) = tokio::join!(pour, printed, told);
-        poured?;
+        let (printed, told) = tokio::join!(printed, told);
         let status = child.wait().await.map_err(lost)?;
         of_child(status.code(), &printed?, &told?)
-    }
-
-    /// Runs it with a small body as its input.
-    pub async fn feed_options<B>(&self, arguments: &[String], body: B) -> Result<Value, Refusal>
-    where
-        B: Body<Data = Bytes> + Unpin,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
-        self.feed(arguments, Limited::new(body, MAX_OPTIONS_BYTES)).await
     }
 
     /// Runs it for what it writes. An error that comes before the first byte is an answer; a later one
     /// breaks the body off.
     pub async fn stream(&self, arguments: &[String]) -> Result<Channel<Bytes, io::Error>, Refusal> {
-        let mut child = self.start(arguments, Stdio::null())?;
+        // Nobody is left to read it.
+        let mut child = self.start(self.command(arguments, Stdio::null()).kill_on_drop(true))?;
         let told = bounded(child.stderr.take());
         let told = tokio::task::spawn_local(told);
-        let mut output =
-            child.stdout.take().ok_or_else(|| Refusal::failure("no standard output"))?;
+        let output = child.stdout.take();
+        let mut output = output.ok_or_else(|| Refusal::failure("no standard output"))?;
         let first = chunk(&mut output).await.map_err(lost)?;
         let Some(first) = first else {
             let status = child.wait().await.map_err(lost)?;
@@ -137,35 +98,6 @@ impl Restage {
 #[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 fn lost(error: io::Error) -> Refusal {
     Refusal::failure(format!("lost restage: {error}"))
-}
-
-/// Hands a body on. A reader that has seen enough is no error; what the client still sends is read and
-/// dropped, so that it comes to read the answer. An error gives the input back, which is still open.
-async fn pour<B>(
-    mut body: B,
-    mut input: Option<ChildStdin>,
-) -> Result<(), (String, Option<ChildStdin>)>
-where
-    B: Body<Data = Bytes> + Unpin,
-    B::Error: std::fmt::Display,
-{
-    loop {
-        let Ok(frame) = tokio::time::timeout(STALLED, body.frame()).await else {
-            let why = format!("nothing came for {} s", STALLED.as_secs());
-            return Err((why, input));
-        };
-        let frame = match frame {
-            None => return Ok(()),
-            Some(Ok(frame)) => frame,
-            Some(Err(error)) => return Err((format!("the body broke off: {error}"), input)),
-        };
-        let Ok(bytes) = frame.into_data() else { continue };
-        if let Some(pipe) = &mut input
-            && pipe.write_all(&bytes).await.is_err()
-        {
-            input = None;
-        }
-    }
 }
 
 /// Up to so many bytes; none at the end.

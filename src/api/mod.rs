@@ -13,6 +13,7 @@
 
 pub mod access;
 pub mod answer;
+pub mod body;
 pub mod child;
 pub mod route;
 pub mod serve;

@@ -37,6 +37,8 @@ pub fn route(method: &Method, uri: &Uri) -> Result<Route, Refusal> {
     let query = uri.query().unwrap_or_default();
     form_urlencoded::parse(query.as_bytes()).try_fold(route, |route, (name, value)| {
         match (route, name.as_ref()) {
+            // Which member of a cluster: incusd has seen to it, and it is this one.
+            (route, "target") => Ok(route),
             (Route::Restore { mut skip }, "skip") => {
                 let items = value.split(',').filter(|item| !item.is_empty());
                 skip.extend(items.map(str::to_owned));
@@ -68,6 +70,9 @@ mod tests {
         };
         assert_eq!(ask(&Method::POST, "/1.0/system/:restore"), restore(&[]));
         assert_eq!(ask(&Method::POST, "/1.0/system/:restore?skip="), restore(&[]));
+        assert_eq!(ask(&Method::POST, "/1.0/system/:restore?target=one&skip=a"), restore(&["a"]));
+        assert_eq!(ask(&Method::POST, "/1.0/system/:backup?target=one"), Ok(Route::Backup));
+        assert_eq!(ask(&Method::POST, "http://host/1.0/system/:backup"), Ok(Route::Backup));
         assert_eq!(
             ask(&Method::POST, "/1.0/system/:restore?skip=network-macs,a%2Cb&skip=c"),
             restore(&["network-macs", "a", "b", "c"])

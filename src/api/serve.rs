@@ -2,8 +2,9 @@
 
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::io;
+use std::io::{self, Seek, Write};
 use std::os::unix::net::UnixListener;
+use std::process::Stdio;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 use super::answer::{Refusal, success};
+use super::body::{self, Place};
 use super::child::Restage;
 use super::route::{Route, route};
 use crate::error::{Doing, Result};
@@ -32,10 +34,33 @@ const GRACE: Duration = Duration::from_secs(1);
 /// What follows: the next boot does what was staged.
 const REBOOT: [&str; 2] = ["systemctl", "reboot"];
 
+/// The options of a reset, with its seeds; restage has a limit of its own.
+const MAX_OPTIONS_BYTES: u64 = 16 << 20;
+
 type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
 
+/// What answers are made with.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// The program.
+    pub restage: Restage,
+    /// Where a backup lies until it has come whole.
+    pub spool: Place,
+    /// The largest that is taken in, in bytes.
+    pub max_backup_bytes: u64,
+}
+
+/// What is being staged by the requests of one connection.
+#[derive(Default)]
+struct Staging {
+    /// So many have not ended.
+    running: Cell<usize>,
+    /// One is staged: a reboot follows.
+    is_done: Cell<bool>,
+}
+
 /// Serves for ever.
-pub fn serve(listener: UnixListener, restage: &Restage) -> Result<()> {
+pub fn serve(listener: UnixListener, server: &Server) -> Result<()> {
     let what = || "cannot serve".to_owned();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().doing(what)?;
     let local = tokio::task::LocalSet::new();
@@ -44,7 +69,7 @@ pub fn serve(listener: UnixListener, restage: &Restage) -> Result<()> {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    tokio::task::spawn_local(connection(stream, restage.clone()));
+                    tokio::task::spawn_local(connection(stream, server.clone()));
                 }
                 // Too many open files, and the like: it passes.
                 Err(error) => {
@@ -56,29 +81,35 @@ pub fn serve(listener: UnixListener, restage: &Restage) -> Result<()> {
     })
 }
 
-async fn connection(stream: UnixStream, restage: Restage) {
-    let is_staged = Rc::new(Cell::new(false));
+async fn connection(stream: UnixStream, server: Server) {
+    let (server, staging) = (Rc::new(server), Rc::new(Staging::default()));
     let service = service_fn(|request| {
-        let (restage, is_staged) = (restage.clone(), is_staged.clone());
-        async move { Ok::<_, Infallible>(answer(request, &restage, &is_staged).await) }
+        let (server, staging) = (server.clone(), staging.clone());
+        async move { Ok::<_, Infallible>(answer(request, server, staging).await) }
     });
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD);
-    let served = http.serve_connection(TokioIo::new(stream), service);
+    // A client that has said all may shut its side, and one that goes away has said all as well: what it
+    // asked for is done, and not left half way.
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD).half_close(true);
+    let talk = http.serve_connection(TokioIo::new(stream), service);
     let too_slow = async {
-        while !is_staged.get() {
+        while !staging.is_done.get() {
             tokio::time::sleep(GRACE).await;
         }
         tokio::time::sleep(READ).await;
     };
     tokio::select! {
-        served = served => if let Err(error) = served {
-            log::info!("a connection ended: {error}");
+        ended = talk => match ended {
+            Err(error) if !error.is_timeout() => log::info!("a connection ended: {error}"),
+            _ => {}
         },
         () = too_slow => log::warn!("nobody reads the answer"),
     }
+    while staging.running.get() > 0 {
+        tokio::time::sleep(GRACE / 10).await;
+    }
     // It is delivered, or nobody wants it.
-    if is_staged.get() {
+    if staging.is_done.get() {
         tokio::time::sleep(GRACE).await;
         reboot().await;
     }
@@ -94,49 +125,78 @@ async fn reboot() {
     }
 }
 
-async fn answer(request: Request<Incoming>, restage: &Restage, is_staged: &Cell<bool>) -> Answer {
+async fn answer(request: Request<Incoming>, server: Rc<Server>, staging: Rc<Staging>) -> Answer {
     let route = route(request.method(), request.uri());
     log::info!("{} {}", request.method(), request.uri().path().escape_debug());
-    let staging = matches!(route, Ok(Route::Restore { .. } | Route::FactoryReset));
+    let mut body = request.into_body();
     let result = match route {
-        Ok(route) => perform(route, request.into_body(), restage).await,
-        Err(refusal) => Err(refusal),
+        Ok(Route::Backup) => backup(&server.restage).await,
+        Ok(Route::Status) => {
+            let said = server.restage.run(&words(&["status", "--json"]), Stdio::null()).await;
+            said.map(|said| json(StatusCode::OK, &success(&said)))
+        }
+        Ok(route @ (Route::Restore { .. } | Route::FactoryReset)) => {
+            // A task of its own: whatever becomes of the connection, it goes to its end.
+            staging.running.update(|running| running + 1);
+            let task = tokio::task::spawn_local(async move {
+                let staged = stage(route, &mut body, &server).await;
+                if staged.is_ok() {
+                    staging.is_done.set(true);
+                } else {
+                    body::drain(&mut body).await;
+                }
+                staging.running.update(|running| running - 1);
+                staged
+            });
+            match task.await {
+                Ok(staged) => staged.map(|said| {
+                    let mut answer = json(StatusCode::OK, &success(&said));
+                    // The end of the connection is what the reboot waits for.
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                    answer
+                }),
+                Err(error) => Err(Refusal::failure(error.to_string())),
+            }
+        }
+        Err(refusal) => {
+            body::drain(&mut body).await;
+            Err(refusal)
+        }
     };
-    let mut answer = result.unwrap_or_else(|refusal| {
+    result.unwrap_or_else(|refusal| {
         log::warn!("{}: {}", refusal.status, refusal.why);
         json(refusal.status, &refusal.body())
-    });
-    if staging && answer.status().is_success() {
-        // The end of the connection is what the reboot waits for.
-        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        is_staged.set(true);
-    }
-    answer
+    })
 }
 
-async fn perform(route: Route, body: Incoming, restage: &Restage) -> Result<Answer, Refusal> {
-    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-    let said = match route {
-        Route::Backup => {
-            let backup = restage.stream(&words(&["backup", "-"])).await?;
-            let mut answer = Response::new(backup.boxed_unsync());
-            let kind = HeaderValue::from_static("application/gzip");
-            answer.headers_mut().insert(CONTENT_TYPE, kind);
-            return Ok(answer);
-        }
-        Route::Status => restage.ask(&words(&["status", "--json"])).await?,
-        Route::Restore { skip } => {
-            let mut arguments = words(&["restore", "-", "--force", "--json"]);
-            arguments.extend(skip.iter().map(|item| format!("--skip={item}")));
-            restage.feed(&arguments, body).await?
-        }
-        // Seeds are no arguments: everybody sees those.
-        Route::FactoryReset => {
-            let arguments = words(&["factory-reset", "--force", "--json", "-d", "@/dev/stdin"]);
-            restage.feed_options(&arguments, body).await?
-        }
-    };
-    Ok(json(StatusCode::OK, &success(&said)))
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+async fn backup(restage: &Restage) -> Result<Answer, Refusal> {
+    let backup = restage.stream(&words(&["backup", "-"])).await?;
+    let mut answer = Response::new(backup.boxed_unsync());
+    let kind = HeaderValue::from_static("application/gzip");
+    answer.headers_mut().insert(CONTENT_TYPE, kind);
+    Ok(answer)
+}
+
+async fn stage(route: Route, body: &mut Incoming, server: &Server) -> Result<Value, Refusal> {
+    if let Route::Restore { skip } = route {
+        let file = body::take_in(body, &server.spool, server.max_backup_bytes).await?;
+        let mut arguments = words(&["restore", "-", "--force", "--json"]);
+        arguments.extend(skip.iter().map(|item| format!("--skip={item}")));
+        return server.restage.run(&arguments, file.into()).await;
+    }
+    let mut file = body::take_in(body, &Place::Memory, MAX_OPTIONS_BYTES).await?;
+    let failed = |error: io::Error| Refusal::failure(format!("cannot keep the body: {error}"));
+    // As a client of IncusOS may ask for a reset without options.
+    if file.metadata().map_err(failed)?.len() == 0 {
+        file.write_all(b"{}").and_then(|()| file.rewind()).map_err(failed)?;
+    }
+    // Seeds are no arguments: everybody sees those.
+    let arguments = words(&["factory-reset", "--force", "--json", "-d", "@/dev/stdin"]);
+    server.restage.run(&arguments, file.into()).await
 }
 
 fn json(status: StatusCode, body: &Value) -> Answer {

@@ -1,10 +1,14 @@
 //! `incus admin os system backup|restore|factory-reset`, answered by restage.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use restage::api::{access, child::Restage, serve};
+use restage::api::access;
+use restage::api::body::Place;
+use restage::api::child::Restage;
+use restage::api::serve::{self, Server};
+use restage::apply::restore::extract::OVERHEAD_BYTES;
 use restage::error::{Error, Result};
 use restage::platform::console::{self, Sink, clean};
 use restage::platform::secrecy::{self, Erasing};
@@ -21,6 +25,9 @@ struct Arguments {
     /// The program that does the work
     #[arg(long, value_name = "PROGRAM", default_value = "restage")]
     restage: PathBuf,
+    /// Where a backup lies until it has come whole (default: the profile's own directory)
+    #[arg(long, value_name = "DIR")]
+    spool: Option<PathBuf>,
     /// The OS's layout (default: /usr/lib/restage/profile.json, else IncusOS's)
     #[arg(long, value_name = "FILE")]
     profile: Option<PathBuf>,
@@ -32,8 +39,16 @@ fn run(arguments: &Arguments) -> Result<()> {
     let api = profile.api.ok_or_else(|| {
         Error::new("nothing to serve").because(format!("the profile {} has no `api`", profile.name))
     })?;
-    let listener = access::listen(&api)?;
-    serve::serve(listener, &Restage { program: arguments.restage.clone() })
+    let own = profile.state.as_ref().map(|state| Path::new("/").join(&state.own_directory));
+    // Without a state there is nothing to restore, and restage says so.
+    let spool = arguments.spool.clone().or(own).map_or(Place::Memory, Place::Directory);
+    let max_backup_bytes = profile.state.map_or(0, |state| state.max_bytes);
+    let server = Server {
+        restage: Restage { program: arguments.restage.clone() },
+        spool,
+        max_backup_bytes: max_backup_bytes.saturating_add(OVERHEAD_BYTES),
+    };
+    serve::serve(access::listen(&api)?, &server)
 }
 
 fn main() -> ExitCode {

@@ -17,6 +17,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rig::{Answer, Rig, Server, command};
 use serde_json::json;
@@ -87,35 +88,72 @@ fn a_bad_backup_is_refused_with_its_reason_and_nothing_is_staged() {
     let server = rig.serve();
     let before = rig.everything();
     let good = server.post(BACKUP, b"").body;
-    refused(&server.post(RESTORE, b"no archive at all"), 400, "backup");
-    refused(&server.post(RESTORE, b""), 400, "");
-    refused(&server.post(RESTORE, &good[..good.len() - 1]), 400, "");
-    // Much more than anybody reads.
-    refused(&server.post(RESTORE, &vec![7; 32 << 20]), 400, "backup");
+    refused(&server.post(RESTORE, b"no archive at all"), 400, "gzip: invalid gzip header");
+    refused(&server.post(RESTORE, b""), 400, "it is cut short");
+    refused(&server.post(RESTORE, &good[..good.len() - 1]), 400, "it is cut short");
+    refused(&server.post(RESTORE, &vec![7; 32 << 20]), 400, "gzip: invalid gzip header");
+    refused(
+        &server.post(RESTORE, &vec![7; 90 << 20]),
+        400,
+        "the body has more than 83886080 bytes",
+    );
+    refused(
+        &server.post(RESET, &vec![b' '; 17 << 20]),
+        400,
+        "the body has more than 16777216 bytes",
+    );
     server.does_not_reboot();
     assert!(rig.everything() == before, "something has changed");
 }
 
 /// All of a good backup, and then the client goes away before it says that this is the end.
 #[test]
-fn a_body_that_breaks_off_is_not_staged() {
+fn a_body_that_breaks_off_is_not_even_looked_at() {
     let rig = Rig::new();
     let server = rig.serve();
     let backup = server.post(BACKUP, b"").body;
-    let mut stream = UnixStream::connect(rig.socket()).unwrap();
-    let head = format!(
-        "POST {RESTORE} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n",
-        backup.len() + 1
-    );
-    stream.write_all(head.as_bytes()).unwrap();
-    stream.write_all(&backup).unwrap();
-    stream.shutdown(std::net::Shutdown::Write).unwrap();
-    let mut said = String::new();
-    let _ = stream.read_to_string(&mut said);
-    assert!(!said.starts_with("HTTP/1.1 200"), "{said}");
+    let before = rig.everything();
+    rig.script("restage", &format!("#!/bin/sh\necho run >> {}\n", rig.file("runs").display()));
+    for (path, body) in [(RESTORE, backup.as_slice()), (RESET, ALLOW.as_bytes())] {
+        let mut stream = UnixStream::connect(rig.socket()).unwrap();
+        stream.write_all(head(path, body.len() + 1).as_bytes()).unwrap();
+        stream.write_all(body).unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut said = String::new();
+        let _ = stream.read_to_string(&mut said);
+        assert!(said.starts_with("HTTP/1.1 400") && said.contains("the body broke off"), "{said}");
+    }
     server.does_not_reboot();
-    let status = server.get("/1.0/restage/status").json();
-    assert_eq!(status["metadata"]["restores"]["staged"], json!([]), "{status}");
+    assert!(!rig.file("runs").exists(), "restage was run");
+    assert!(rig.everything() == before, "something has changed");
+    assert_eq!(fs::read_dir(rig.file("spool")).unwrap().count(), 0);
+}
+
+fn head(path: &str, length: usize) -> String {
+    format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n")
+}
+
+/// It has said all that it wants, and that is done.
+#[test]
+fn a_client_that_does_not_wait_for_the_answer_gets_what_it_asked_for() {
+    let rig = Rig::new();
+    let server = rig.serve();
+    for half in [true, false] {
+        rig.script("restage", "#!/bin/sh\nsleep 2; echo '{\"staged\":\"x\"}'\n");
+        let mut stream = UnixStream::connect(rig.socket()).unwrap();
+        stream.write_all(head(RESET, ALLOW.len()).as_bytes()).unwrap();
+        stream.write_all(ALLOW.as_bytes()).unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        if half {
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut said = String::new();
+            stream.read_to_string(&mut said).unwrap();
+            assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+        }
+        drop(stream);
+        server.reboots();
+    }
 }
 
 #[test]
@@ -124,9 +162,10 @@ fn a_reset_takes_the_options_of_the_body_and_reboots_once_it_is_staged() {
     let server = rig.serve();
     let before = rig.everything();
     refused(&server.post(RESET, b"{"), 400, "EOF while parsing");
-    refused(&server.post(RESET, b""), 400, "not a JSON object");
+    refused(&server.post(RESET, b" "), 400, "not a JSON object");
     refused(&server.post(RESET, br#"{"seed":{}}"#), 400, "unknown field `seed`");
     refused(&server.post(RESET, b"{}"), 400, "TPM");
+    refused(&server.post(RESET, b""), 400, "TPM");
     server.does_not_reboot();
     assert!(rig.everything() == before, "something has changed");
     let options = r#"{"allow_tpm_reset_failure":true,"wipe_existing_seeds":true,"seeds":{"incus":{"apply_defaults":true}}}"#;
@@ -144,10 +183,10 @@ fn a_failure_is_told_as_one() {
     let server = rig.serve();
     fs::rename(rig.system.state(), rig.system.root().join("gone")).unwrap();
     refused(&server.post(BACKUP, b""), 500, "cannot");
-    fs::write(rig.file("restage"), "#!/bin/sh\nkill -9 $$\n").unwrap();
+    rig.script("restage", "#!/bin/sh\nkill -9 $$\n");
     refused(&server.get("/1.0/restage/status"), 500, "restage was killed");
     // The first half of a backup is no backup.
-    fs::write(rig.file("restage"), "#!/bin/sh\nprintf half; exit 1\n").unwrap();
+    rig.script("restage", "#!/bin/sh\nprintf half; exit 1\n");
     let half = server.post(BACKUP, b"");
     assert_ne!(half.curl, Some(0), "{}", half.text());
 }
@@ -185,6 +224,22 @@ fn the_socket_is_for_root_and_the_group_of_the_profile() {
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(!second.status.success() && said.contains("another one listens there"), "{said}");
     drop(server);
+    // Whoever is in the group gets to the socket that is made.
+    let below = rig.file("made/for/api.socket");
+    rig.set_api(&json!({ "socket": below, "group": "daemon" }));
+    let mut child = command(&rig).spawn().unwrap();
+    assert!(rig::soon(|| UnixStream::connect(&below).is_ok()), "it does not listen");
+    let found = fs::metadata(below.parent().unwrap()).unwrap();
+    assert_eq!((found.mode() & 0o777, found.uid(), found.gid()), (0o750, 0, 1));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // What is no socket stays.
+    fs::write(rig.file("file"), "of a person").unwrap();
+    rig.set_api(&json!({ "socket": rig.file("file"), "group": null }));
+    fails(&mut command(&rig), "something else is there");
+    assert_eq!(fs::read_to_string(rig.file("file")).unwrap(), "of a person");
+    rig.set_api(&json!({ "socket": "run/api.socket", "group": null }));
+    fails(&mut command(&rig), "field `api.socket`: `run/api.socket` is no absolute path");
     rig.set_api(&json!({ "socket": rig.socket(), "group": "nobody-has-this" }));
     fails(&mut command(&rig), "there is no group nobody-has-this");
     rig.set_api(&json!(null));

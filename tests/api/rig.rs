@@ -47,9 +47,12 @@ impl Rig {
         rig
     }
 
-    fn script(&self, name: &str, text: &str) {
-        fs::write(self.file(name), text).unwrap();
-        fs::set_permissions(self.file(name), fs::Permissions::from_mode(0o755)).unwrap();
+    /// A program of this name, instead of what it was.
+    pub fn script(&self, name: &str, text: &str) {
+        let new = self.file("new-script");
+        fs::write(&new, text).unwrap();
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::rename(new, self.file(name)).unwrap();
     }
 
     pub fn file(&self, name: &str) -> PathBuf {
@@ -121,6 +124,7 @@ pub fn command(rig: &Rig) -> Command {
     let mut command =
         Command::new(binary.unwrap_or_else(|| env!("CARGO_BIN_EXE_restage-api").to_owned()));
     command.arg("--restage").arg(rig.file("restage")).arg("--profile").arg(rig.profile());
+    command.arg("--spool").arg(rig.file("spool"));
     command.env("PATH", rig.path()).stdin(Stdio::null());
     command
 }
@@ -179,18 +183,19 @@ impl<'a> Server<'a> {
     /// It has asked for a reboot, once; forgotten then.
     pub fn reboots(&self) {
         let file = self.rig.reboots();
-        assert!(soon(|| file.exists()), "no reboot");
-        assert_eq!(fs::read_to_string(&file).unwrap(), "reboot\n");
+        let said = || fs::read_to_string(&file).unwrap_or_default();
+        assert!(soon(|| said() == "reboot\n"), "no reboot: {}", said());
         fs::remove_file(file).unwrap();
     }
 
     pub fn does_not_reboot(&self) {
-        std::thread::sleep(Duration::from_millis(1500));
+        // It would come after one.
+        std::thread::sleep(Duration::from_secs(4));
         assert!(!self.rig.reboots().exists(), "a reboot");
     }
 }
 
-fn soon(mut is_so: impl FnMut() -> bool) -> bool {
+pub fn soon(mut is_so: impl FnMut() -> bool) -> bool {
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_secs(20) {
         if is_so() {

@@ -72,6 +72,11 @@ impl Rig {
         }
     }
 
+    /// A key is made.
+    pub fn change(&self) {
+        self.system.write("zpool.other.key", "another");
+    }
+
     /// Everything on the machine.
     pub fn everything(&self) -> Files {
         [self.system.everything(), below(&self.system.esp())].concat()
