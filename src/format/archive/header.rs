@@ -3,7 +3,7 @@
 
 use tar::EntryType;
 
-use super::name::{TOP, unfit_target};
+use super::name::{OF_WINDOWS, TOP, is_of_windows, unfit_target};
 use super::{
     Attributes, BLOCK, Entry, Kind, Layout, MAX_FILE_BYTES, MAX_TIME, MODE, MODE_BITS, ReadError,
     TIME, TOO_LARGE, bad, pax, shown, unfit_name,
@@ -49,10 +49,13 @@ fn unread_alike(tar: &tar::Header, block: &[u8; BLOCK]) -> Option<&'static str> 
     let is_whole = numbers.iter().all(is_number)
         && is_number(&&fields.mode)
         && id(&fields.uid).is_some()
-        && id(&fields.gid).is_some()
-        && number(&fields.mtime).is_some();
+        && id(&fields.gid).is_some();
     // Also where pax records take their place.
-    (!is_whole).then_some(DAMAGED)
+    match number(&fields.mtime) {
+        Some(seconds) if seconds > MAX_TIME => Some(TIME),
+        Some(_) if is_whole => None,
+        _ => Some(DAMAGED),
+    }
 }
 
 fn is_empty(field: &[u8]) -> bool {
@@ -152,9 +155,6 @@ impl<'a> Header<'a> {
         let Some(modified) = number(&fields.mtime) else {
             return self.wrong(DAMAGED);
         };
-        if modified > MAX_TIME {
-            return self.wrong(TIME);
-        }
         let bytes = self.size().or_else(|why| self.wrong(why))?;
         Ok(Entry::file(name, bytes, modified))
     }
@@ -168,6 +168,9 @@ impl<'a> Header<'a> {
     fn described(&self, path: &[u8], records: pax::Records) -> Result<Entry, &'static str> {
         let kind = self.tar.entry_type();
         let path = std::str::from_utf8(path).map_err(|_| "the name is not UTF-8")?;
+        if is_of_windows(path) {
+            return Err(OF_WINDOWS);
+        }
         let name = plain_path(path, kind == EntryType::Directory).ok_or("not a plain path")?;
         if let Some(why) = unfit_name(name, Layout::Tree) {
             return Err(why);

@@ -18,6 +18,7 @@ pub(super) const TOP: &str = ".";
 
 const CONTROL: &str = "a control character in the name";
 const OURS: &str = "a name that restage itself uses";
+pub(super) const OF_WINDOWS: &str = "it begins as a path of Windows does";
 
 /// Why an entry of this name is in no backup.
 #[must_use]
@@ -42,6 +43,9 @@ fn unfit_flat(name: &str) -> Option<&'static str> {
     // Some programs take it for what lies between directories.
     if name.contains('\\') {
         return Some("a backslash in the name");
+    }
+    if is_of_windows(name) {
+        return Some(OF_WINDOWS);
     }
     if name.len() > MAX_NAME_BYTES {
         return Some("the name is longer than 100 bytes");
@@ -74,6 +78,16 @@ fn unfit_component(name: &str) -> Option<&'static str> {
         return Some("a name in the path is longer than 255 bytes");
     }
     is_ours(name).then_some(OURS)
+}
+
+/// Whether a path as an archive has it begins with a drive (`C:`) or a backslash, which some programs
+/// leave out on every system. Behind a `./` it is a name like others.
+pub(super) fn is_of_windows(path: &str) -> bool {
+    match path.as_bytes() {
+        [b'\\', ..] => true,
+        [drive, b':', ..] => drive.is_ascii_alphabetic(),
+        _ => false,
+    }
 }
 
 fn is_dots(name: &str) -> bool {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::shown;
+use super::{MAX_TIME, shown};
 
 /// It is held in memory as a whole.
 pub(super) const MAX_BYTES: u64 = 1 << 20;
@@ -47,7 +47,8 @@ pub(super) fn parse(mut bytes: &[u8]) -> Result<Records, String> {
             // GNU tar writes them; they are not restored, but others read them.
             b"atime" | b"ctime" => {
                 let text = text()?;
-                seconds(text.strip_prefix('-').unwrap_or(&text)).ok_or_else(damaged)?;
+                let seconds = seconds(text.strip_prefix('-').unwrap_or(&text));
+                seconds.filter(|seconds| *seconds <= MAX_TIME).ok_or_else(damaged)?;
             }
             b"uname" | b"gname" => {
                 if value.contains(&0) {

@@ -7,7 +7,7 @@ use flate2::{Compression, write::GzEncoder};
 use tar::{EntryType, Header};
 
 use super::super::stream;
-use super::name::{MAX_NAME_BYTES, Order, unfit_target};
+use super::name::{MAX_NAME_BYTES, Order, is_of_windows, unfit_target};
 use super::pax::{self, Records};
 use super::{
     Attributes, BLOCK, Entry, Kind, Layout, MAX_FILE_BYTES, MAX_PAX_BYTES, MAX_TIME, MODE,
@@ -162,6 +162,9 @@ fn tree_header(entry: &Entry) -> (Header, Records) {
     let mut records = Records { xattrs: attributes.xattrs.clone(), ..Records::default() };
     let mut header = Header::new_ustar();
     let mut path = entry.name.clone();
+    if is_of_windows(&path) {
+        path.insert_str(0, "./");
+    }
     let kind = match &entry.kind {
         Kind::File { .. } => EntryType::Regular,
         Kind::Directory => {

@@ -103,7 +103,7 @@ fn uncompressed(tar: &[u8]) -> Vec<u8> {
 fn component() -> impl Strategy<Value = String> {
     let short = "[a-zA-Z0-9._ é=%\\\\'-]{1,12}";
     let long = "[a-zé]{60,120}";
-    prop_oneof![4 => short, 1 => long]
+    prop_oneof![8 => short, 2 => long, 1 => "[a-zA-Z]:[a-z\\\\:]{0,3}"]
         .prop_filter("a name", |name| unfit_name(name, Layout::Tree).is_none() && name != ".")
 }
 
