@@ -42,6 +42,9 @@ enum Work {
         /// So many executions of each, instead of what each has to have.
         #[arg(long)]
         executions: Option<u64>,
+        /// Where libFuzzer's dice begin: the same inputs, as long as nothing is changed.
+        #[arg(long, default_value_t = 1)]
+        dice: u32,
         /// Seconds that an execution may take.
         #[arg(long, default_value_t = 20)]
         seconds: u32,
@@ -63,11 +66,11 @@ fn main() -> ExitCode {
             }
         }
         Work::Seeds { target, directory } => leave_seeds(named(&target), &directory),
-        Work::Long { programs, executions, seconds, threads, targets } => {
+        Work::Long { programs, executions, dice, seconds, threads, targets } => {
             let all = TARGETS
                 .iter()
                 .filter(|t| targets.is_empty() || targets.iter().any(|n| n == t.name));
-            let long = Long { programs, executions, seconds, threads };
+            let long = Long { programs, executions, dice, seconds, threads };
             return long.run(all.collect());
         }
     }
@@ -89,6 +92,7 @@ fn leave_seeds(target: &Target, directory: &Path) {
 struct Long {
     programs: PathBuf,
     executions: Option<u64>,
+    dice: u32,
     seconds: u32,
     threads: Option<usize>,
 }
@@ -128,6 +132,7 @@ impl Long {
         let begin = Instant::now();
         let status = Command::new(self.programs.join(target.name))
             .arg(format!("-runs={wanted}"))
+            .arg(format!("-seed={}", self.dice))
             .arg(format!("-dict={}", words.display()))
             .arg(format!("-artifact_prefix={}/{}-", place.display(), target.name))
             .arg(format!("-timeout={}", self.seconds))
