@@ -461,7 +461,7 @@ fn a_staged_archive_that_was_changed_is_refused_at_boot_and_nothing_is_lost() {
     let other = System::new("other", OLD);
     let other = fs::read(backup(&other, "other.tar.gz")).unwrap();
     for (change, why) in [
-        (Some(other), "its SHA-256 differs"),
+        (Some(other), "it is not the one that was staged"),
         (Some(b"this is no gzip file at all".to_vec()), "gzip: "),
         (None, "it is not there"),
     ] {

@@ -28,7 +28,7 @@ use crate::format::envelope::{self, ADDED_SLOTS, JOURNAL, MAX_BYTES, NOTE};
 use crate::plan::Plan;
 use crate::plan::restore::RecordedSlot;
 use crate::platform::Store;
-use crate::request::{Request, file_name, stem};
+use crate::request::{Operation, Request, check_name, file_name, stem};
 
 pub use end::{clear_away, finish, reports};
 pub use mend::{mend, remove_unlinked};
@@ -67,14 +67,17 @@ pub struct Committed {
 pub trait Commit: Serialize + serde::de::DeserializeOwned {
     /// The kind of file.
     const KIND: envelope::Kind;
-    /// The id of the operation.
-    fn id(&self) -> &str;
+    /// What is carried out.
+    const OPERATION: Operation;
+    /// Id and operation of the request.
+    fn of(&self) -> (&str, Operation);
 }
 
 impl Commit for Committed {
     const KIND: envelope::Kind = JOURNAL;
-    fn id(&self) -> &str {
-        &self.request.id
+    const OPERATION: Operation = Operation::FactoryReset;
+    fn of(&self) -> (&str, Operation) {
+        (&self.request.id, self.request.operation)
     }
 }
 
@@ -152,7 +155,7 @@ impl<C: Commit> Journal<C> {
     /// cut anywhere leaves no journal, or this one.
     pub fn commit(store: &mut dyn Store, committed: C, archive: Option<&[u8]>) -> Result<Self> {
         let what = || "cannot commit the operation".to_owned();
-        let file = |extension| file_name(committed.id(), extension);
+        let file = |extension| file_name(committed.of().0, extension);
         // Of an attempt that was cut before its commit.
         store.shred(&file("TAR")).doing(what)?;
         store.remove(&file("RSV")).doing(what)?;
@@ -160,7 +163,7 @@ impl<C: Commit> Journal<C> {
             store.create(&file("TAR"), archive).doing(what)?;
         }
         store.create(&file("RSV"), &vec![0; RESERVED_BYTES]).doing(what)?;
-        store.make_room(&stem(committed.id())).doing(what)?;
+        store.make_room(&stem(committed.of().0)).doing(what)?;
         let bytes = envelope::encode(&committed, C::KIND).doing(what)?;
         if bytes.len() > MAX_BYTES {
             return Err(crate::error::Error::new(what()).because("the journal is too long"));
@@ -178,10 +181,7 @@ impl<C: Commit> Journal<C> {
             .and_then(|bytes| bytes.ok_or_else(|| std::io::ErrorKind::NotFound.into()))
             .doing(what)?;
         let committed: C = envelope::parse(&bytes, C::KIND).doing(what)?;
-        if crate::request::stem(committed.id()) != stem {
-            return Err(crate::error::Error::new(what())
-                .because("field `request.id` does not fit the file's name"));
-        }
+        check_name(stem, "request.", committed.of(), C::OPERATION).doing(what)?;
         let progress = load_progress(store, stem).doing(what)?;
         Ok(Self { committed, progress })
     }
@@ -189,7 +189,7 @@ impl<C: Commit> Journal<C> {
     /// The id of the operation.
     #[must_use]
     pub fn id(&self) -> &str {
-        self.committed.id()
+        self.committed.of().0
     }
 
     fn file(&self, letter: char, number: usize) -> String {

@@ -210,6 +210,23 @@ pub fn is_valid_id(id: &str) -> bool {
     id.len() == 32 && id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
+/// Whether a file with this stem is one of the operation that it says it is of, and that one is what is
+/// looked for there; otherwise what is wrong, with the field below `of`.
+pub(crate) fn check_name(
+    stem: &str,
+    of: &str,
+    (id, operation): (&str, Operation),
+    wanted: Operation,
+) -> Result<(), String> {
+    if !is_valid_id(id) || self::stem(id) != stem {
+        return Err(format!("field `{of}id` does not fit the file's name"));
+    }
+    if operation != wanted {
+        return Err(format!("field `{of}operation` is {operation}, and not {wanted}"));
+    }
+    Ok(())
+}
+
 /// The stem of the files of request `id`: eight upper-case digits, so that each name is a single FAT
 /// directory entry (8.3).
 #[must_use]

@@ -4,7 +4,7 @@
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use super::{Operation, Request, SeedFile, Staged, file_name, find, is_valid_id};
+use super::{Operation, Request, SeedFile, Staged, check_name, file_name, find, is_valid_id};
 use crate::apply::journal::{self, Journal, clear_away};
 use crate::apply::probe::{self, Scope};
 use crate::error::{Doing, Error, Refused, Result};
@@ -209,9 +209,8 @@ pub fn read(store: &dyn Store, stem: &str) -> Result<Request> {
         .and_then(|bytes| bytes.ok_or_else(|| std::io::ErrorKind::NotFound.into()))
         .doing(what)?;
     let request: Request = envelope::parse(&bytes, REQUEST).doing(what)?;
-    if !is_valid_id(&request.id) || super::stem(&request.id) != stem {
-        return Err(Error::new(what()).because("field `id` does not fit the file's name"));
-    }
+    let of = (request.id.as_str(), request.operation);
+    check_name(stem, "", of, Operation::FactoryReset).doing(what)?;
     Ok(request)
 }
 

@@ -8,12 +8,15 @@ use std::process::{Command, Output, Stdio};
 
 use crate::fixtures::files::{self, Hostile, Place};
 use crate::fixtures::tar::Tar;
-use crate::fixtures::{disks, enveloped};
-use crate::rig::Rig;
+use crate::fixtures::{disks, enveloped, staged};
+use crate::rig::{self, Rig};
 use crate::support::disk::{Disk, list};
 use crate::support::state::{OLD, state_text};
 use crate::{each, said};
 use restage::format::archive::Layout;
+use restage::format::envelope::{self, REQUEST};
+use restage::format::sha256_hex;
+use restage::request::Request;
 
 fn command(disk: &Disk, arguments: &[&str]) -> Command {
     let binary = std::env::var("RESTAGE_BIN").ok();
@@ -38,7 +41,7 @@ fn wrong(hostile: &Hostile, output: &Output) -> Option<String> {
     // A profile or a table that cannot be read is a failure; so is a wish that is no text.
     let wanted = match hostile.place {
         Place::Profile => 1,
-        Place::Journal => 4,
+        Place::Journal | Place::RestoreJournal => 4,
         Place::Report => 0,
         Place::Table if hostile.message != "overlap" => 1,
         Place::Contract if hostile.message == "cannot read the options" => 1,
@@ -47,7 +50,10 @@ fn wrong(hostile: &Hostile, output: &Output) -> Option<String> {
     let is_refused = output.status.code() == Some(wanted);
     (!is_told || !is_clean || !is_refused || said.len() > 4000).then(|| {
         let said: String = said.escape_debug().take(600).collect();
-        format!("{}: {}, `{}` wanted: {said}", hostile.name, output.status, hostile.message)
+        format!(
+            "{} ({}): {}, `{}` wanted: {said}",
+            hostile.name, hostile.rule, output.status, hostile.message
+        )
     })
 }
 
@@ -107,11 +113,7 @@ fn a_hostile_request_is_set_aside_at_boot_and_nothing_is_lost() {
         fs::create_dir(&own).unwrap();
         fs::write(&path, &hostile.bytes).unwrap();
         let output = reset(&disk, &["initrd", "reset"]);
-        let left: Vec<String> = disk
-            .names()
-            .into_iter()
-            .filter(|name| name.ends_with("REQ") || name.ends_with("JNL"))
-            .collect();
+        let left = left(&disk);
         let again = reset(&disk, &["initrd", "reset"]);
         let is_over = again.status.code() == Some(0);
         wrong(hostile, &output)
@@ -119,6 +121,102 @@ fn a_hostile_request_is_set_aside_at_boot_and_nothing_is_lost() {
             .or_else(|| (!left.is_empty()).then(|| format!("{}: left: {left:?}", hostile.name)))
             .or_else(|| (!is_over).then(|| format!("{}: again: {}", hostile.name, said(&again))))
     });
+}
+
+/// What should not be on the ESP any more.
+fn left(disk: &Disk) -> Vec<String> {
+    let names = disk.names().into_iter();
+    names
+        .filter(|name| ["REQ", "JNL", "SED", "TAR"].iter().any(|end| name.ends_with(end)))
+        .collect()
+}
+
+const WITH_SEEDS: [&str; 4] = [
+    "factory-reset",
+    "--force",
+    "-d",
+    r#"{"allow_tpm_reset_failure":true,"seeds":{"incus":{"apply_defaults":true}}}"#,
+];
+
+/// Stages a reset with seeds, puts each in their place, and boots.
+fn with_staged_seeds(
+    corpus: &dyn Fn(&[u8]) -> Vec<Hostile>,
+    request: &dyn Fn(&[u8], &[u8]) -> Vec<u8>,
+) {
+    let disk = Disk::new();
+    let own = disk.esp().join("restage");
+    let done = reset(&disk, &WITH_SEEDS);
+    assert!(done.status.success(), "{}", said(&done));
+    let (path, seeds) = (disk.file("REQ"), disk.file("SED"));
+    let (asked, good) = (fs::read(&path).unwrap(), fs::read(&seeds).unwrap());
+    let before = disk.bytes();
+    each(&corpus(&good), |hostile| {
+        fs::remove_dir_all(&own).unwrap();
+        fs::create_dir(&own).unwrap();
+        fs::write(&path, request(&asked, &hostile.bytes)).unwrap();
+        fs::write(&seeds, &hostile.bytes).unwrap();
+        let output = reset(&disk, &["initrd", "reset"]);
+        let left = left(&disk);
+        wrong(hostile, &output)
+            .or_else(|| changed(hostile, disk.bytes() != before))
+            .or_else(|| (!left.is_empty()).then(|| format!("{}: left: {left:?}", hostile.name)))
+    });
+}
+
+#[test]
+fn hostile_staged_seeds_are_refused_at_boot_and_nothing_is_lost() {
+    with_staged_seeds(&|_| staged::seeds(), &|asked, seeds| {
+        let mut request: Request = envelope::parse(asked, REQUEST).unwrap();
+        let file = request.seeds.as_mut().unwrap();
+        (file.sha256, file.bytes) = (sha256_hex(seeds), seeds.len() as u64);
+        envelope::encode(&request, REQUEST).unwrap()
+    });
+}
+
+#[test]
+fn other_seeds_than_the_staged_ones_are_refused_at_boot_and_nothing_is_lost() {
+    with_staged_seeds(&staged::swapped_seeds, &|asked, _| asked.to_vec());
+}
+
+#[test]
+fn a_hostile_request_of_a_restore_is_set_aside_at_boot_and_nothing_is_lost() {
+    let rig = Rig::new(Layout::Flat);
+    let staged = rig.stage_a_good_one();
+    let before = rig.kept();
+    each(&enveloped::restore_requests(rig::ending_with(&staged[0], "REQ")), |hostile| {
+        rig.put_request(&staged, &hostile.bytes);
+        let output = rig.restage(&["initrd", "restore"]);
+        let left = rig.left();
+        let again = rig.restage(&["initrd", "restore"]);
+        let is_over = again.status.code() == Some(0);
+        wrong(hostile, &output)
+            .or_else(|| changed(hostile, rig.kept() != before))
+            .or_else(|| (!left.is_empty()).then(|| format!("{}: left: {left:?}", hostile.name)))
+            .or_else(|| (!is_over).then(|| format!("{}: again: {}", hostile.name, said(&again))))
+    });
+}
+
+#[test]
+fn a_hostile_journal_of_a_restore_holds_the_boot_and_nothing_is_lost() {
+    let rig = Rig::new(Layout::Flat);
+    rig.change();
+    rig.stage_a_good_one();
+    let handed_over = rig.restage(&["initrd", "restore"]);
+    assert!(handed_over.status.success(), "{}", said(&handed_over));
+    let path = rig.own_file("JNL");
+    let good = fs::read(&path).unwrap();
+    each(&enveloped::restore_journals(&good), |hostile| {
+        fs::write(&path, &hostile.bytes).unwrap();
+        let before = rig.everything();
+        let output = rig.restage(&["initrd", "restore"]);
+        wrong(hostile, &output).or_else(|| changed(hostile, rig.everything() != before))
+    });
+    // What held it was the journal.
+    fs::write(&path, &good).unwrap();
+    for arguments in [&["initrd", "restore"][..], &["confirm"]] {
+        let output = rig.restage(arguments);
+        assert!(output.status.success(), "{}", said(&output));
+    }
 }
 
 /// A reset that was killed at its first write to the disk, after its commit: no file may grow to where
@@ -262,8 +360,15 @@ fn there_are_as_many_of_other_formats_as_there_have_to_be() {
     let disk = Disk::new();
     assert!(reset(&disk, &STAGE).status.success());
     let rig = Rig::new(Layout::Flat);
+    let restored = Rig::new(Layout::Flat);
+    let [own, _] = restored.stage_a_good_one();
+    assert!(restored.restage(&["initrd", "restore"]).status.success());
     let all = [
         files::contracts(),
+        staged::seeds(),
+        staged::swapped_seeds(b"{}"),
+        enveloped::restore_requests(rig::ending_with(&own, "REQ")),
+        enveloped::restore_journals(&fs::read(restored.own_file("JNL")).unwrap()),
         enveloped::requests(&fs::read(disk.file("REQ")).unwrap()),
         enveloped::reports(&fs::read(cancelled().file("RPT")).unwrap()),
         enveloped::journals(&fs::read(interrupted().file("JNL")).unwrap()),
@@ -274,7 +379,7 @@ fn there_are_as_many_of_other_formats_as_there_have_to_be() {
         disks::volumes(&fs::read(rig.volume("root")).unwrap()[..0x8000]),
     ];
     let all: Vec<Hostile> = all.into_iter().flatten().collect();
-    assert!(all.len() >= 230, "{}", all.len());
+    assert!(all.len() >= 360, "{}", all.len());
     let mut names: Vec<(Place, &str)> = all.iter().map(|h| (h.place, h.name.as_str())).collect();
     names.sort_by_key(|(_, name)| *name);
     names.dedup();

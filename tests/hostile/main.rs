@@ -119,16 +119,14 @@ fn another_archive_than_the_staged_one_is_refused_at_boot() {
     let other = Rig::new(Layout::Flat);
     other.change();
     let [files, _] = other.stage_a_good_one();
-    let archive = |files: &rig::Files| {
-        files.iter().find(|(name, _)| name.contains(".ARC")).unwrap().1.clone()
-    };
-    assert!(archive(&files) != archive(&staged[0]));
+    let archive = rig::ending_with(&files, "ARC");
+    assert!(archive != rig::ending_with(&staged[0], "ARC"));
     let before = rig.kept();
-    rig.swap_archive(&staged, &archive(&files));
+    rig.swap_archive(&staged, archive);
     let booted = rig.restage(&["initrd", "restore"]);
     let said = said(&booted);
     assert_eq!(booted.status.code(), Some(3), "{said}");
-    assert!(said.contains("it is not the one that was staged: its SHA-256 differs"), "{said}");
+    assert!(said.contains("it is not the one that was staged: "), "{said}");
     assert!(rig.kept() == before && rig.left().is_empty(), "{:?}", rig.left());
 }
 

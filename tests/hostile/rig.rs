@@ -115,6 +115,19 @@ impl Rig {
         self.put(staged, archive, &request);
     }
 
+    /// Makes everything as it was staged, but with this for the request.
+    pub fn put_request(&self, staged: &[Files; 2], request: &[u8]) {
+        let archive = ending_with(&staged[0], "ARC").to_vec();
+        self.put(staged, &archive, &|_| request.to_vec());
+    }
+
+    /// The file with this end in restage's directory beside the state.
+    pub fn own_file(&self, end: &str) -> PathBuf {
+        let files = below(&self.system.own());
+        let name = files.iter().find(|(name, _)| name.ends_with(end)).map(|(name, _)| name);
+        self.system.own().join(name.unwrap_or_else(|| panic!("no {end}")))
+    }
+
     /// The same without a word to the request.
     pub fn swap_archive(&self, staged: &[Files; 2], archive: &[u8]) {
         self.put(staged, archive, &<[u8]>::to_vec);
@@ -146,6 +159,12 @@ impl Rig {
         // The flag is the OS's to remove: it authorises nothing.
         beside.chain(esp.filter(|name| name.rsplit('.').next() != Some("FLG"))).collect()
     }
+}
+
+/// The content of the file with this end.
+pub fn ending_with<'a>(files: &'a Files, end: &str) -> &'a [u8] {
+    let file = files.iter().find(|(name, _)| name.ends_with(end));
+    file.map(|(_, bytes)| bytes.as_slice()).unwrap_or_else(|| panic!("no {end}"))
 }
 
 /// The files of a directory, which may not be there.

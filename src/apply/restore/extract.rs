@@ -126,8 +126,12 @@ pub fn into_new(
         extracted = once_into_new(machine, profile, request)?;
     }
     let (backup, directories) = extracted.map_err(|error| refused(chain(&error)))?;
-    if backup.sha256 != request.archive.sha256 || backup.bytes != request.archive.bytes {
-        return Err(refused("it is not the one that was staged: its SHA-256 differs".to_owned()));
+    let (asked, other) = (&request.archive, "it is not the one that was staged");
+    if backup.bytes != asked.bytes {
+        return Err(refused(format!("{other}: {} bytes, and not {}", backup.bytes, asked.bytes)));
+    }
+    if backup.sha256 != asked.sha256 {
+        return Err(refused(format!("{other}: its SHA-256 differs")));
     }
     Ok((backup, directories))
 }

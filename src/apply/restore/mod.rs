@@ -24,7 +24,7 @@ use crate::platform::{Store, console};
 use crate::profile::{Profile, State};
 use crate::report::{Outcome, Report, StepReport};
 use crate::request::restore::RestoreRequest;
-use crate::request::{find, is_valid_id};
+use crate::request::{Operation, check_name, find};
 use probe::Trial;
 use steps::{Ended, Phase};
 
@@ -81,8 +81,9 @@ impl Committed {
 
 impl Commit for Committed {
     const KIND: Kind = RESTORE_JOURNAL;
-    fn id(&self) -> &str {
-        &self.request.id
+    const OPERATION: Operation = Operation::Restore;
+    fn of(&self) -> (&str, Operation) {
+        (&self.request.id, self.request.operation)
     }
 }
 
@@ -175,9 +176,7 @@ pub fn read_request(store: &dyn Store, stem: &str) -> Result<RestoreRequest> {
         .and_then(|bytes| bytes.ok_or_else(|| std::io::ErrorKind::NotFound.into()))
         .doing(what)?;
     let request: RestoreRequest = envelope::parse(&bytes, RESTORE_REQUEST).doing(what)?;
-    if !is_valid_id(&request.id) || crate::request::stem(&request.id) != stem {
-        return Err(Error::new(what()).because("field `id` does not fit the file's name"));
-    }
+    check_name(stem, "", (&request.id, request.operation), Operation::Restore).doing(what)?;
     Ok(request)
 }
 
@@ -295,9 +294,6 @@ fn check_journal(journal: &Journal<Committed>, profile: &Profile) -> Result<()> 
     let what = || "the committed restore cannot go on, and nothing was touched".to_owned();
     let state = state_of(profile)?;
     let committed = &journal.committed;
-    if !is_valid_id(journal.id()) {
-        return Err(Error::new(what()).because("field `request.id` is no id"));
-    }
     if committed.profile != profile.name {
         return Err(Error::new(what()).because(format!(
             "it was planned for {}, and this is {}",
@@ -547,7 +543,7 @@ pub fn over(
 ) -> Result<()> {
     let report = Report {
         id: request.map_or_else(|| stem.to_lowercase(), |request| request.id.clone()),
-        operation: Some(crate::request::Operation::Restore),
+        operation: Some(Operation::Restore),
         outcome,
         reason: Some(reason.to_owned()),
         staged: request.map(|request| request.staged.clone()),
