@@ -112,7 +112,13 @@ fn check(member: &[u8], layout: Layout, in_pieces: bool) {
             skipped.push(entry.clone());
             Ok(())
         });
-        assert_eq!(result.map_err(refusal).as_ref(), seen.as_ref().map(|_| &()));
+        let result = result.map_err(refusal);
+        // How far a damaged stream is read before it is seen to be depends on how it comes.
+        let is_damaged = |why: &String| why.starts_with("gzip: ");
+        if !result.as_ref().is_err_and(is_damaged) && !seen.as_ref().is_err_and(is_damaged) {
+            assert_eq!(result.as_ref(), seen.as_ref().map(|_| &()));
+        }
+        assert_eq!(result.is_ok(), seen.is_ok());
         if let Ok(seen) = &seen {
             assert!(skipped.iter().eq(seen.iter().map(|(entry, _)| entry)));
         }
