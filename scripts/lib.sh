@@ -16,6 +16,8 @@ PYTHON=/usr/bin/python3
 PATH=$PATH:/usr/sbin:/sbin
 # Debian 13: the release of the image, of mkosi, and of the tpm2-tss source.
 IMAGE_RELEASE=trixie
+# Debian testing: the release of the second image, for its systemd and its Incus.
+TESTING_RELEASE=forky
 export ROOT CACHE
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
@@ -166,13 +168,13 @@ mkosi() {
 
 # The package lists that mkosi uses instead of its own, which name a mirror and
 # a -debug archive that a local one need not carry. mkosi looks for exactly
-# this file name.
+# this file name.   mkosi_sandbox RELEASE DIRECTORY
 mkosi_sandbox() {
-    local dir=$CACHE/sandbox/etc/apt uri
+    local dir=$2/etc/apt uri
     uri=$(archive_uri main)
     [[ -n $uri ]] || die "the host's apt lists no Debian archive for $(host_os VERSION_CODENAME)"
     mkdir -p "$dir/sources.list.d" "$dir/apt.conf.d"
-    apt_stanza deb "$uri" "$IMAGE_RELEASE" >"$dir/sources.list.d/mkosi.sources"
+    apt_stanza deb "$uri" "$1" >"$dir/sources.list.d/mkosi.sources"
     # How the host's apt reaches the network (a proxy, retries) is ours too.
     apt-config dump 2>/dev/null | grep -E '^Acquire::(http|https)::' >"$dir/apt.conf.d/20host" || true
 }

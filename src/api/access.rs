@@ -27,6 +27,17 @@ pub fn listen(api: &Api) -> Result<UnixListener> {
 }
 
 fn make(path: &Path, group: Option<u32>) -> io::Result<UnixListener> {
+    let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    if !directory.exists() {
+        std::fs::create_dir_all(directory)?;
+        if group.is_some() {
+            chown(directory, Some(0), group)?;
+            std::fs::set_permissions(directory, Permissions::from_mode(0o750))?;
+        }
+    }
+    // Of two that are started at once, one finds the other's.
+    let turn = std::fs::File::open(directory)?;
+    rustix::fs::flock(&turn, rustix::fs::FlockOperation::LockExclusive)?;
     match UnixStream::connect(path) {
         Ok(_) => return Err(io::Error::other("another one listens there")),
         // Left by one that is gone. What is no socket refuses as well.
@@ -37,13 +48,6 @@ fn make(path: &Path, group: Option<u32>) -> io::Result<UnixListener> {
             std::fs::remove_file(path)?;
         }
         Err(_) => {}
-    }
-    if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
-        std::fs::create_dir_all(directory)?;
-        if group.is_some() {
-            chown(directory, Some(0), group)?;
-            std::fs::set_permissions(directory, Permissions::from_mode(0o750))?;
-        }
     }
     // Nobody gets in before it is the group's.
     let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
@@ -60,6 +64,11 @@ fn make(path: &Path, group: Option<u32>) -> io::Result<UnixListener> {
 /// Whether the socket is the profile's, and lets in nobody else.
 fn check(listener: &UnixListener, api: &Api, group: Option<u32>) -> Result<(), String> {
     let said = |error: io::Error| error.to_string();
+    if !rustix::net::sockopt::socket_acceptconn(listener).map_err(|error| error.to_string())? {
+        return Err("it is a connection and no listening socket (a socket unit has to have \
+                    Accept=no)"
+            .to_owned());
+    }
     let address = listener.local_addr().map_err(said)?;
     let path = address.as_pathname().ok_or("it has no path")?;
     if path != Path::new(&api.socket) {

@@ -6,6 +6,7 @@ use std::io::{self, Seek, Write};
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::combinators::UnsyncBoxBody;
@@ -18,6 +19,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::Value;
 use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
 
 use super::answer::{Refusal, success};
 use super::body::{self, Place};
@@ -31,6 +33,8 @@ const HEAD: Duration = Duration::from_secs(30);
 const READ: Duration = Duration::from_secs(10);
 /// So long the answer has to get from who asked here to who asked there.
 const GRACE: Duration = Duration::from_secs(1);
+/// So many are talked with at once; others wait.
+const MAX_CONNECTIONS: usize = 32;
 /// What follows: the next boot does what was staged.
 const REBOOT: [&str; 2] = ["systemctl", "reboot"];
 
@@ -66,10 +70,16 @@ pub fn serve(listener: UnixListener, server: &Server) -> Result<()> {
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
         let listener = tokio::net::UnixListener::from_std(listener).doing(what)?;
+        let turns = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
+            let turn = turns.clone().acquire_owned().await.doing(what)?;
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    tokio::task::spawn_local(connection(stream, server.clone()));
+                    let server = server.clone();
+                    tokio::task::spawn_local(async move {
+                        connection(stream, server).await;
+                        drop(turn);
+                    });
                 }
                 // Too many open files, and the like: it passes.
                 Err(error) => {

@@ -267,3 +267,60 @@ fn a_passed_socket_is_served_when_it_is_as_the_profile_says() {
     rig.set_api(&json!({ "socket": "/run/elsewhere.socket", "group": null }));
     fails(&mut rig.activated(&listener), "not the profile's `api.socket`");
 }
+
+/// As with `Accept=yes` in a socket unit.
+#[test]
+fn a_connection_is_no_socket_to_listen_on() {
+    let rig = Rig::new();
+    let listener = UnixListener::bind(rig.socket()).unwrap();
+    fs::set_permissions(rig.socket(), fs::Permissions::from_mode(0o600)).unwrap();
+    let _client = UnixStream::connect(rig.socket()).unwrap();
+    let (connection, _) = listener.accept().unwrap();
+    fails(&mut rig.activated(&connection), "has to have Accept=no");
+}
+
+/// Nobody takes the socket of another one away.
+#[test]
+fn of_those_that_are_started_at_once_one_serves() {
+    for _ in 0..10 {
+        let rig = Rig::new();
+        // Of one that was killed.
+        drop(UnixListener::bind(rig.socket()).unwrap());
+        let start = || command(&rig).stderr(Stdio::piped()).spawn().unwrap();
+        let mut started: Vec<_> = (0..4).map(|_| start()).collect();
+        let ended = |started: &mut Vec<std::process::Child>| {
+            started
+                .iter_mut()
+                .map(|child| usize::from(child.try_wait().unwrap().is_none()))
+                .sum::<usize>()
+                == 1
+        };
+        assert!(rig::soon(|| ended(&mut started)), "not one of four is at work");
+        assert!(UnixStream::connect(rig.socket()).is_ok(), "and its socket is gone");
+        for child in &mut started {
+            let _ = child.kill();
+            child.wait().unwrap();
+        }
+    }
+}
+
+/// Those who say nothing are sent away after a while; until then there is a limit to how many.
+#[test]
+fn more_connections_than_are_served_wait() {
+    let rig = Rig::new();
+    let server = rig.serve();
+    let ask = || {
+        let mut stream = UnixStream::connect(rig.socket()).unwrap();
+        stream.write_all(b"GET /1.0 HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        stream
+    };
+    let mut silent: Vec<_> = (0..32).map(|_| UnixStream::connect(rig.socket()).unwrap()).collect();
+    let mut late = ask();
+    let mut byte = [0];
+    let waits = late.read(&mut byte).unwrap_err().kind();
+    assert_eq!(waits, std::io::ErrorKind::WouldBlock, "all 33 are served");
+    silent.pop();
+    assert_eq!(late.read(&mut byte).unwrap(), 1, "one has gone, and nobody is next");
+    drop(server);
+}

@@ -1,9 +1,8 @@
 //! A machine in files, and `restage-api` before it.
 
 use std::fs;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -92,7 +91,7 @@ impl Rig {
     }
 
     /// Started as systemd does it.
-    pub fn activated(&self, listener: &UnixListener) -> Command {
+    pub fn activated(&self, listener: &(impl AsFd + AsRawFd)) -> Command {
         let mut whole = Command::new("sh");
         // Numbers above 9 are no redirection to every shell.
         let number = listener.as_raw_fd();

@@ -6,7 +6,7 @@ use crate::base::factory_new;
 use crate::bench::{Bench, Boot};
 use crate::failure::{Failure, Outcome};
 use crate::guest::Facts;
-use crate::lab::{Accel, Lab};
+use crate::lab::{Accel, Image, Lab};
 use crate::serial::Serial;
 use crate::trial;
 use crate::wire::from_base64;
@@ -33,7 +33,7 @@ const TELLING: [&str; 12] = [
 ];
 
 pub fn run() -> Outcome {
-    let mut lab = Lab::open()?;
+    let mut lab = Lab::open(Image::Stable)?;
     trial::choose(&mut lab, &|text| println!("{text}"))?;
     let how = match lab.accel {
         Accel::Kvm => "KVM",

@@ -14,6 +14,25 @@ pub enum Accel {
     Tcg,
 }
 
+/// A reference image; each has a cache and a base of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Image {
+    /// Debian stable, with all that restage does by itself.
+    Stable,
+    /// Debian testing, with Incus, and with systemd's own factory reset.
+    Incus,
+}
+
+impl Image {
+    /// Below `.cache`, unless the variable says otherwise; and where its machines are kept.
+    fn places(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Self::Stable => ("image/restage-os.raw", "RESTAGE_VM_IMAGE", "vm"),
+            Self::Incus => ("image-incus/restage-incus.raw", "RESTAGE_VM_IMAGE_INCUS", "vm-incus"),
+        }
+    }
+}
+
 /// What the command line says about recorded runs.
 #[derive(Debug, Clone, Default)]
 pub struct Replays {
@@ -40,16 +59,19 @@ pub struct Lab {
 
 impl Lab {
     /// Looks for everything and names the first thing that is missing.
-    pub fn open() -> Outcome<Self> {
-        let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
-        let image = path_from("RESTAGE_VM_IMAGE", &root.join(".cache/image/restage-os.raw"));
+    pub fn open(image: Image) -> Outcome<Self> {
+        let kept = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../.cache"));
+        let (name, variable, place) = image.places();
+        let image = path_from(variable, &kept.join(name));
         if !image.exists() {
             return Err(Failure::new(format!(
                 "no image at {}: scripts/test builds it",
                 image.display()
             )));
         }
-        let cache = path_from("RESTAGE_VM_CACHE", &root.join(".cache/vm"));
+        let cache =
+            std::env::var_os("RESTAGE_VM_CACHE").map(|given| PathBuf::from(given).join(place));
+        let cache = cache.unwrap_or_else(|| kept.join(place));
         std::fs::create_dir_all(&cache).doing("making the cache directory")?;
         // Absolute: swtpm and QEMU are started from other directories.
         let cache = cache.canonicalize()?;

@@ -3,7 +3,7 @@
 
 use crate::esp::Files;
 use crate::failure::{Doing, Outcome};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 
@@ -40,6 +40,18 @@ impl Staged {
         Ok(Self { id: id.to_owned(), files })
     }
 
+    /// The same request with these seeds, under its own id.
+    pub fn with_seeds(&self, seeds: &str) -> Outcome<Self> {
+        let mut staged = self.altered(&self.id, |body| {
+            let names: Vec<&str> = Vec::new();
+            body["seeds"] = json!({
+                "sha256": digest(seeds.as_bytes()), "bytes": seeds.len(), "names": names,
+            });
+        })?;
+        staged.files.insert(format!("{}.SED", self.stem()), seeds.into());
+        Ok(staged)
+    }
+
     pub fn body(&self) -> Outcome<Value> {
         body(self.request()?)
     }
@@ -65,13 +77,17 @@ pub fn body(file: &[u8]) -> Outcome<Value> {
 
 /// A file as restage writes it: the digest is over the body's text.
 pub fn sealed(format: &str, version: u32, body: &str) -> Vec<u8> {
-    let mut digest = String::new();
-    for byte in Sha256::digest(body.as_bytes()) {
-        // Writing to a String cannot fail.
-        let _ = write!(digest, "{byte:02x}");
-    }
+    let digest = digest(body.as_bytes());
     format!(
         "{{\"format\":\"{format}\",\"version\":{version},\"sha256\":\"{digest}\",\"body\":{body}}}"
     )
     .into_bytes()
+}
+
+fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }

@@ -7,11 +7,11 @@ use crate::bench::Bench;
 use crate::cli::Choice;
 use crate::evidence;
 use crate::failure::{Failure, Outcome};
-use crate::lab::Lab;
+use crate::lab::{Image, Lab};
 use crate::scenarios::{self, ALL, ORDINARY, Scenario};
 use crate::trial;
 use std::any::Any;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 
 /// No scenario takes as long; what does is a harness that hangs.
 const SCENARIO_LIMIT: Duration = Duration::from_secs(45 * 60);
+
+/// Each image with what begins there.
+type Places = BTreeMap<Image, (Lab, Base)>;
 
 struct Verdict {
     name: &'static str,
@@ -31,19 +34,19 @@ struct Verdict {
 
 pub fn run(choice: &Choice) -> Outcome {
     let chosen = select(choice)?;
-    let mut lab = Lab::open()?;
-    lab.replays = choice.replays.clone();
-    trial::choose(&mut lab, &say)?;
-    let begun = Instant::now();
-    let base = base::prepare(&lab, &say)?;
-    say(&format!(
-        "{} scenarios, {} at a time, {:?}; base ready after {} s",
-        chosen.len(),
-        choice.jobs,
-        lab.accel,
-        begun.elapsed().as_secs()
-    ));
-    let failed = all(Arc::new(lab), Arc::new(base), chosen, choice);
+    let mut places = BTreeMap::new();
+    for image in chosen.iter().map(|one| one.image).collect::<BTreeSet<_>>() {
+        let mut lab = Lab::open(image)?;
+        lab.replays = choice.replays.clone();
+        trial::choose(&mut lab, &say)?;
+        let begun = Instant::now();
+        let base = base::prepare(&lab, &say)?;
+        let (accel, took) = (lab.accel, begun.elapsed().as_secs());
+        say(&format!("{accel:?}; the base of {image:?} is ready after {took} s"));
+        places.insert(image, (lab, base));
+    }
+    say(&format!("{} scenarios, {} at a time", chosen.len(), choice.jobs));
+    let failed = all(Arc::new(places), chosen, choice);
     if failed == 0 { Ok(()) } else { Err(Failure::new("a scenario failed")) }
 }
 
@@ -81,19 +84,14 @@ fn select(choice: &Choice) -> Outcome<VecDeque<&'static Scenario>> {
 }
 
 /// Runs them all; returns how many failed.
-fn all(
-    lab: Arc<Lab>,
-    base: Arc<Base>,
-    chosen: VecDeque<&'static Scenario>,
-    choice: &Choice,
-) -> usize {
+fn all(places: Arc<Places>, chosen: VecDeque<&'static Scenario>, choice: &Choice) -> usize {
     let total = chosen.len();
     let queue = Arc::new(Mutex::new(chosen));
     let (sender, verdicts) = channel();
     for _ in 0..choice.jobs.max(1) {
-        let (lab, base, queue) = (Arc::clone(&lab), Arc::clone(&base), Arc::clone(&queue));
+        let (places, queue) = (Arc::clone(&places), Arc::clone(&queue));
         let (sender, keep) = (sender.clone(), choice.keep);
-        std::thread::spawn(move || worker(&lab, &base, &queue, &sender, keep));
+        std::thread::spawn(move || worker(&places, &queue, &sender, keep));
     }
     drop(sender);
     let (mut passed, mut failed) = (0, 0);
@@ -115,8 +113,7 @@ fn all(
 }
 
 fn worker(
-    lab: &Lab,
-    base: &Base,
+    places: &Places,
     queue: &Mutex<VecDeque<&'static Scenario>>,
     verdicts: &Sender<Verdict>,
     keep: bool,
@@ -124,6 +121,7 @@ fn worker(
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let Some(scenario) = next else { return };
+        let Some((lab, base)) = places.get(&scenario.image) else { return };
         // A closed channel means that the run is over and nobody listens.
         let _ = verdicts.send(one(lab, base, scenario, keep));
     }

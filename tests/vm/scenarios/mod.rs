@@ -4,6 +4,7 @@
 mod committed;
 mod cuts;
 mod end;
+mod incus;
 mod quiet;
 mod refusals;
 mod replay;
@@ -21,6 +22,7 @@ pub use cuts::fresh_machine;
 
 use crate::bench::Bench;
 use crate::failure::Outcome;
+use crate::lab::Image;
 
 /// The run without a shard's name.
 pub const ORDINARY: &str = "ordinary";
@@ -28,6 +30,7 @@ pub const ORDINARY: &str = "ordinary";
 const BOOTS: &str = "boots";
 const MORE: &str = "more-boots";
 const KILLS: &str = "kills";
+const INCUS: &str = "incus";
 const RESTORES: &str = "restores";
 const FULL_RESETS: &str = "replay-full-reset";
 const FULL_RESTORES: &str = "replay-full-restore";
@@ -37,13 +40,14 @@ const SMALL_RESTORES: &str = "replay-small-restore";
 pub struct Scenario {
     pub name: &'static str,
     pub shard: &'static str,
+    pub image: Image,
     /// A scenario that ends early has not checked so many things.
     pub checks: u32,
     pub run: fn(&mut Bench<'_>) -> Outcome,
 }
 
 const fn ordinary(name: &'static str, checks: u32, run: fn(&mut Bench<'_>) -> Outcome) -> Scenario {
-    Scenario { name, shard: ORDINARY, checks, run }
+    long(ORDINARY, name, checks, run)
 }
 
 const fn long(
@@ -52,7 +56,14 @@ const fn long(
     checks: u32,
     run: fn(&mut Bench<'_>) -> Outcome,
 ) -> Scenario {
-    Scenario { name, shard, checks, run }
+    Scenario { name, shard, image: Image::Stable, checks, run }
+}
+
+impl Scenario {
+    /// The same on the second image.
+    const fn on_incus(self) -> Self {
+        Self { image: Image::Incus, ..self }
+    }
 }
 
 /// Long ones first: two at a time they pack better.
@@ -93,6 +104,7 @@ pub const ALL: &[Scenario] = &[
     long(BOOTS, "tpm-software", 20, tpm::software),
     long(KILLS, "kills-a", 200, cuts::kills_a),
     long(KILLS, "kills-b", 200, cuts::kills_b),
+    long(INCUS, "incus-refused", 3, incus::refused).on_incus(),
     long(RESTORES, "restore-skips", 60, restore_skip::each),
     long(RESTORES, "restore-cuts", 30, restore_cuts::restore),
     long(RESTORES, "restore-hangs", 19, restore_cuts::hang),

@@ -4,11 +4,15 @@
 use super::end;
 use crate::bench::{Bench, Boot};
 use crate::failure::{Doing, Outcome};
+use crate::hunt::{self, Hunt};
 use crate::request::{Staged, sealed, stem};
 use serde_json::json;
 
+/// Seeds of a request that is refused.
+const SECRET: &str = "a-seed-of-the-refused-0c5e41d7";
+
 /// One boot: every bad request is set aside with a report of its own, and the
-/// system comes up as it was.
+/// system comes up as it was; the seeds of one of them are nowhere any more.
 pub fn refused(bench: &mut Bench<'_>) -> Outcome {
     let old = bench.base()?.facts.clone();
     let good = bench.base()?.request("default")?;
@@ -19,6 +23,8 @@ pub fn refused(bench: &mut Bench<'_>) -> Outcome {
             *disk = json!("11111111-2222-4333-8444-555555555555");
         }
     })?;
+    let other_disk =
+        other_disk.with_seeds(&format!("{{\"hunted\":{{\"token\":\"{SECRET}\"}}}}"))?;
     let unknown_field = good.altered(&id(0xA2), |body| {
         if let Some(body) = body.as_object_mut() {
             body.insert("erase_everything".to_owned(), json!(true));
@@ -72,5 +78,8 @@ pub fn refused(bench: &mut Bench<'_>) -> Outcome {
         bench.check("no request is left", !files.contains_key(&format!("{stem}.REQ")))?;
         bench.check("it was set aside", files.contains_key(&format!("{stem}.BAD")))?;
     }
-    end::nothing_erased(bench)
+    end::nothing_erased(bench)?;
+    let mut hunt = Hunt::default();
+    hunt.add("the refused seed", SECRET.as_bytes())?;
+    hunt::outside(bench, &hunt, &[])
 }
