@@ -110,11 +110,11 @@ impl<R: BufRead> Stream<R> {
         if zeros == 0 {
             return bad("the end marker is cut short");
         }
-        let mut source = self.gzip.into_inner();
-        let rest = source.fill_buf().map_err(ReadError::Io)?;
-        match rest {
+        let mut rest = Vec::new();
+        self.gzip.into_inner().take(2).read_to_end(&mut rest).map_err(ReadError::Io)?;
+        match rest.as_slice() {
             [] => Ok(()),
-            [0x1f, 0x8b, ..] => bad("there is a second gzip member"),
+            [0x1f, 0x8b] => bad("there is a second gzip member"),
             _ => bad("there is something after the gzip member"),
         }
     }

@@ -1,41 +1,170 @@
 //! The contract's own commands, word for word, with the real Incus: its client asks incusd, which asks
 //! restage-api, which asks restage.
 
+use crate::base::EXAMPLE;
 use crate::bench::{Bench, Boot};
-use crate::failure::Outcome;
-use crate::scenarios::end;
-use crate::scenarios::restored::until;
+use crate::failure::{Doing, Outcome};
+use crate::guest::Facts;
+use crate::scenarios::restored::{CHANGED, VOLUMES, change, opens, until};
+use crate::scenarios::{end, reset};
+use crate::seeds::Seeds;
 
-/// Waits for the daemon, which the first client starts.
-fn started(bench: &mut Bench<'_>) -> Outcome {
+/// The system with its daemon at work.
+fn booted(bench: &mut Bench<'_>) -> Outcome<Facts> {
+    bench.power_on()?;
+    let facts = bench.booted(Boot::Usual)?;
+    bench.equal("failed units", facts.failed_units.as_str(), "")?;
+    with_incus(bench)?;
+    Ok(facts)
+}
+
+/// The first client would start the daemon as well, and wait for longer than the guest agent does.
+fn with_incus(bench: &mut Bench<'_>) -> Outcome {
     bench.run("systemctl start --no-block incus.service")?;
     until(bench, "incusd is up", "systemctl is-active incus.service")
 }
 
-/// One boot. What cannot be done is refused with restage's own words, and nothing is staged by it.
+/// What is followed by a reboot: the client has its answer, and ends well, before that.
+fn reboots(bench: &mut Bench<'_>, command: &str) -> Outcome {
+    bench.start(&format!(
+        "cd /var/tmp; {command}; echo \"the client ended with $?\" >/dev/console"
+    ))?;
+    bench.line(&["the client ended with 0"], 60)?;
+    bench.wait_reset(60)
+}
+
+/// A command that fails, and what its client shows.
+fn fails(bench: &mut Bench<'_>, command: &str, why: &str) -> Outcome {
+    let ran = bench.exits(&format!("cd /var/tmp; {command}"), 1)?;
+    bench.tells(command, &ran.err, &["Error: ", why])
+}
+
+/// One boot. What cannot be done is refused: the client shows restage's own words and fails, and nothing
+/// is staged by it. incusd starts without a complaint, and so it does where restage has no answer.
 pub fn refused(bench: &mut Bench<'_>) -> Outcome {
+    booted(bench)?;
+    let reset = "incus admin os system factory-reset --force";
+    let restore = "incus admin os system restore --force";
+    fails(bench, &format!("{reset} -d '{{'"), "the options: EOF while parsing an object")?;
+    fails(bench, &format!("{reset} -d '{{\"seed\":{{}}}}'"), "unknown field `seed`")?;
+    let installer = "-d '{\"seeds\":{\"install\":{}}}'";
+    fails(bench, &format!("{reset} {installer}"), "does not allow this seed")?;
+    bench.exits("cd /var/tmp; incus admin os system backup backup.tar.gz", 0)?;
+    bench.exits("restage inspect /var/tmp/backup.tar.gz", 0)?;
+    bench.run("head -c 100000 /dev/urandom >/var/tmp/bad.tar.gz")?;
+    fails(bench, &format!("{restore} bad.tar.gz"), "the backup: gzip: invalid gzip header")?;
+    bench.run("cd /var/tmp; head -c -1 backup.tar.gz >cut.tar.gz")?;
+    fails(bench, &format!("{restore} cut.tar.gz"), "the backup: it is cut short")?;
+    fails(
+        bench,
+        &format!("{restore} --skip everything backup.tar.gz"),
+        "`--skip everything`: not known",
+    )?;
+    end::none_staged(bench, "staged by what was refused")?;
+
+    // A second one beside one that is staged.
+    bench.exits("restage factory-reset --force", 0)?;
+    let id = end::staged_id(bench)?;
+    fails(bench, reset, "staged already")?;
+    fails(bench, &format!("{restore} backup.tar.gz"), "factory reset")?;
+    let still = end::staged_id(bench)?;
+    bench.equal("still staged", &still, &id)?;
+    bench.exits("restage cancel", 0)?;
+    let errors = bench.run("journalctl -b -u restage-api.service -p err -o cat --no-pager")?;
+    bench.equal("errors of restage-api", errors.trim(), "-- No entries --")?;
+    bench.power_off()?;
+    end::nothing_erased(bench)
+}
+
+/// Three boots: a seed that nobody may find again is staged by the client, up to the new system, as
+/// when `restage` itself is asked.
+pub fn reset(bench: &mut Bench<'_>) -> Outcome {
+    reset::whole(bench, &|bench| {
+        with_incus(bench)?;
+        reboots(
+            bench,
+            "echo yes | incus admin os system factory-reset -d \"$(cat /run/seeds.json)\"",
+        )
+    })
+}
+
+/// Four boots. `incus admin os system factory-reset`, the question answered with yes, up to the new
+/// system; there once more, with the contract's own example for its options.
+pub fn resets(bench: &mut Bench<'_>) -> Outcome {
+    let old = bench.base()?.facts.clone();
+    let kept = bench.base()?.seeds.clone();
+    booted(bench)?;
+    reboots(bench, "echo yes | incus admin os system factory-reset")?;
+    let (new, first) = reset_done(bench, &old, &kept, None)?;
+    let staged = bench.base()?.request("example")?;
+    let wanted = end::seeds_after(bench, &staged)?;
+    with_incus(bench)?;
+    reboots(bench, &format!("echo yes | incus admin os system factory-reset -d '{EXAMPLE}'"))?;
+    reset_done(bench, &new, &wanted, Some(first)).map(drop)
+}
+
+/// The reset that was staged, in the initrd, and the first boot of the new system; what its report is
+/// called. There may be one of an earlier reset.
+fn reset_done(
+    bench: &mut Bench<'_>,
+    old: &Facts,
+    seeds: &Seeds,
+    earlier: Option<String>,
+) -> Outcome<(Facts, String)> {
+    bench.line(&["restage: committed"], 60)?;
+    bench.off_at_reboot(120)?;
+    let files = bench.restage_files()?;
+    let mut stems = files.keys().filter_map(|name| name.strip_suffix(".RPT"));
+    let stem = stems.find(|stem| Some(*stem) != earlier.as_deref());
+    let stem = stem.doing("looking for a report on the ESP")?.to_owned();
+    end::reset_done(bench, &stem, seeds)?;
     bench.power_on()?;
-    bench.booted(Boot::Usual)?;
-    started(bench)?;
-    for command in [
-        "incus admin os system --help",
-        "incus admin os system factory-reset --help",
-        "incus admin os system restore --help",
-        "incus admin os system backup --help",
-        "systemctl status incus.service restage-api.socket restage-api.service",
-        "journalctl -b -u restage-api.service --no-pager",
-        "incus admin os show",
-        "incus admin os system factory-reset --force -d '{\"unknown\":1}'",
-        "incus admin os system factory-reset --force -d '{'",
-        "cd /var/tmp && incus admin os system backup backup.tar.gz; ls -l",
-        "cd /var/tmp && echo hello >bad.tar.gz && incus admin os system restore --force bad.tar.gz",
-        "cd /var/tmp && incus admin os system restore --force --skip everything backup.tar.gz",
-        "journalctl -b -u restage-api.service --no-pager",
-        "tail -50 /var/log/incus/incus.log",
-        "systemd-analyze critical-chain incus.service --no-pager; systemd-analyze blame | head -30",
-    ] {
-        let ran = bench.sh(command);
-        bench.note(format!("{command}: {ran:?}"));
+    let new = bench.booted(Boot::First)?;
+    end::new_system(bench, old, &new)?;
+    let status = bench.status()?;
+    bench.equal("outcome", status.report(&stem)?.outcome(), "done")?;
+    Ok((new, stem))
+}
+
+/// Three boots. A backup by the client; hostname, timezone, passphrase and a key changed; restored by the
+/// client, and confirmed; changed again, and restored without the recovery keys.
+pub fn restore(bench: &mut Bench<'_>) -> Outcome {
+    let old = bench.base()?.facts.clone();
+    booted(bench)?;
+    bench.exits("cd /var/tmp; umask 077; incus admin os system backup backup.tar.gz", 0)?;
+    bench.run("systemctl mask restage-confirm.service")?;
+    change(bench, &old.passphrase)?;
+    reboots(bench, "echo yes | incus admin os system restore backup.tar.gz")?;
+    bench.line(&["restage: the restored state is in place: boot 1 of 3"], 150)?;
+    let new = bench.booted(Boot::Usual)?;
+    bench.equal("hostname", &new.hostname, &old.hostname)?;
+    bench.equal("timezone", &new.timezone, &old.timezone)?;
+    bench.equal("passphrase in the state", &new.passphrase, &old.passphrase)?;
+    bench.equal("key of the pool", &new.key_pool, &old.key_pool)?;
+    bench.equal("machine key of root", &new.key_root, &old.key_root)?;
+    bench.exits("restage confirm", 0)?;
+    for (name, label) in VOLUMES {
+        let (works, gone) = (opens(bench, label, &old.passphrase)?, opens(bench, label, CHANGED)?);
+        bench.check(
+            &format!("the backup's passphrase opens {name}, and no other"),
+            works && !gone,
+        )?;
     }
-    end::none_staged(bench, "staged by what was refused")
+
+    change(bench, &old.passphrase)?;
+    with_incus(bench)?;
+    let skip = "--skip encryption-recovery-keys,network-macs";
+    reboots(bench, &format!("echo yes | incus admin os system restore {skip} backup.tar.gz"))?;
+    bench.line(&["restage: the restored state is in place: boot 1 of 3"], 150)?;
+    let new = bench.booted(Boot::Usual)?;
+    bench.equal("hostname", &new.hostname, &old.hostname)?;
+    bench.equal("passphrase in the state", new.passphrase.as_str(), CHANGED)?;
+    let macs = bench.run("grep Hwaddr /var/lib/incus-os/state.txt")?;
+    bench.tells("the state", &macs, &["Hwaddr: enp0s3"])?;
+    bench.exits("restage confirm", 0)?;
+    for (name, label) in VOLUMES {
+        let works = opens(bench, label, CHANGED)?;
+        bench.check(&format!("the changed passphrase still opens {name}"), works)?;
+    }
+    Ok(())
 }

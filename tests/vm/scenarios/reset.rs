@@ -17,6 +17,14 @@ use std::path::Path;
 /// and the disk read before anything is made anew; the new system. Then the seed and the keys
 /// of the old system are looked for.
 pub fn default(bench: &mut Bench<'_>) -> Outcome {
+    whole(bench, &|bench| {
+        bench.start("restage factory-reset --force --reboot -d @/run/seeds.json")?;
+        bench.wait_reset(90)
+    })
+}
+
+/// The same, whoever stages it and reboots. The options are in `/run/seeds.json`.
+pub fn whole(bench: &mut Bench<'_>, stage: &dyn Fn(&mut Bench<'_>) -> Outcome) -> Outcome {
     let old = bench.base()?.facts.clone();
     let mut wanted = bench.base()?.seeds.clone();
     let pool = bench.machine.add_disk("pool", 64)?;
@@ -27,7 +35,7 @@ pub fn default(bench: &mut Bench<'_>) -> Outcome {
     bench.power_on()?;
     let facts = bench.booted(Boot::Usual)?;
     end::same_system(bench, &old, &facts)?;
-    // Staged and withdrawn first, and then by the command with --reboot.
+    // Staged and withdrawn first.
     let withdrawn = secret_seed(bench)?;
     let staged = bench.exits("restage factory-reset --force -d @/run/seeds.json", 0)?;
     bench.tells("staging", &staged.out, &["staged factory reset"])?;
@@ -41,8 +49,7 @@ pub fn default(bench: &mut Bench<'_>) -> Outcome {
     hunt.add("the seed", secret.as_bytes())?;
     hunt.add("the withdrawn seed", withdrawn.as_bytes())?;
     add_keys(&mut hunt, &old)?;
-    bench.start("restage factory-reset --force --reboot -d @/run/seeds.json")?;
-    bench.wait_reset(90)?;
+    stage(bench)?;
     bench.line(&["restage: committed"], 60)?;
     bench.line(&["step 1/"], 60)?;
     bench.off_at_reboot(120)?;
