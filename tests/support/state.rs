@@ -146,12 +146,17 @@ impl System {
 
     /// With the volumes and the ESP.
     pub fn full(&self, arguments: &[&str]) -> Output {
+        self.full_command(arguments).output().unwrap()
+    }
+
+    /// The same, not run yet.
+    pub fn full_command(&self, arguments: &[&str]) -> Command {
         let mut command = self.command(arguments);
         command.arg("--esp").arg(self.esp());
         for name in ["root", "swap"] {
             command.arg("--luks").arg(format!("{name}={}", self.volume(name).display()));
         }
-        command.output().unwrap()
+        command
     }
 }
 

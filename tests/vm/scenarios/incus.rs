@@ -66,7 +66,7 @@ pub fn refused(bench: &mut Bench<'_>) -> Outcome {
     bench.exits("restage factory-reset --force", 0)?;
     let id = end::staged_id(bench)?;
     fails(bench, reset, "staged already")?;
-    fails(bench, &format!("{restore} backup.tar.gz"), "factory reset")?;
+    fails(bench, &format!("{restore} backup.tar.gz"), "staged already")?;
     let still = end::staged_id(bench)?;
     bench.equal("still staged", &still, &id)?;
     bench.exits("restage cancel", 0)?;
