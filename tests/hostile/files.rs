@@ -387,6 +387,7 @@ fn there_are_as_many_of_other_formats_as_there_have_to_be() {
         disks::volumes(&fs::read(rig.volume("root")).unwrap()[..0x8000]),
     ];
     let all: Vec<Hostile> = all.into_iter().flatten().collect();
+    println!("{} hostile files of other formats", all.len());
     assert!(all.len() >= 360, "{}", all.len());
     let mut names: Vec<(Place, &str)> = all.iter().map(|h| (h.place, h.name.as_str())).collect();
     names.sort_by_key(|(_, name)| *name);

@@ -75,6 +75,7 @@ const LAYOUTS: [Layout; 2] = [Layout::Flat, Layout::Tree];
 #[test]
 fn there_are_as_many_as_there_have_to_be() {
     let all: Vec<Hostile> = LAYOUTS.into_iter().flat_map(corpus).collect();
+    println!("{} hostile archives", all.len());
     assert!(all.len() >= 300, "{}", all.len());
     let Ok(directory) = std::env::var("RESTAGE_CORPUS") else { return };
     for hostile in all {
