@@ -34,20 +34,35 @@ struct Verdict {
 
 pub fn run(choice: &Choice) -> Outcome {
     let chosen = select(choice)?;
-    let mut places = BTreeMap::new();
-    for image in chosen.iter().map(|one| one.image).collect::<BTreeSet<_>>() {
-        let mut lab = Lab::open(image)?;
-        lab.replays = choice.replays.clone();
-        trial::choose(&mut lab, &say)?;
-        let begun = Instant::now();
-        let base = base::prepare(&lab, &say)?;
-        let (accel, took) = (lab.accel, begun.elapsed().as_secs());
-        say(&format!("{accel:?}; the base of {image:?} is ready after {took} s"));
-        places.insert(image, (lab, base));
-    }
+    let images: BTreeSet<_> = chosen.iter().map(|one| one.image).collect();
+    let places = places(&images, choice)?;
     say(&format!("{} scenarios, {} at a time", chosen.len(), choice.jobs));
     let failed = all(Arc::new(places), chosen, choice);
     if failed == 0 { Ok(()) } else { Err(Failure::new("a scenario failed")) }
+}
+
+/// Each image with its base, all at once: a first boot has one processor.
+fn places(images: &BTreeSet<Image>, choice: &Choice) -> Outcome<Places> {
+    let mut labs = Vec::new();
+    for image in images {
+        let mut lab = Lab::open(*image)?;
+        lab.replays = choice.replays.clone();
+        trial::choose(&mut lab, &say)?;
+        labs.push((*image, lab));
+    }
+    let ready = |(image, lab): (Image, Lab)| {
+        let begun = Instant::now();
+        let base = base::prepare(&lab, &|text| say(&format!("{image:?}: {text}")))?;
+        say(&format!("{image:?}, {:?}: ready after {} s", lab.accel, begun.elapsed().as_secs()));
+        Ok((image, (lab, base)))
+    };
+    std::thread::scope(|scope| {
+        let begun: Vec<_> = labs.into_iter().map(|one| scope.spawn(move || ready(one))).collect();
+        let ended = begun
+            .into_iter()
+            .map(|one| one.join().unwrap_or_else(|panic| Err(Failure::new(words(panic.as_ref())))));
+        ended.collect()
+    })
 }
 
 fn say(text: &str) {
