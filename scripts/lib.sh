@@ -224,7 +224,7 @@ fetch_deny() {
 # The kernel as a process, and its modules, unpacked and never installed. Debian testing's
 # waits for its programs with seccomp and futexes, twice as fast as with ptrace; where it
 # cannot be had, or does not start, the host's own does the same more slowly.
-UML_RELEASE=forky
+UML_RELEASE=$TESTING_RELEASE
 fetch_uml() {
     local dir=$CACHE/uml
     # Written last: a tree without it is a part of one.

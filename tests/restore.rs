@@ -324,6 +324,24 @@ fn a_cancelled_restore_leaves_nothing() {
     assert_eq!(system.files(), before);
 }
 
+/// The last one is staged alone, and whole.
+#[test]
+fn what_replaces_a_staged_restore_is_applied() {
+    let (system, file) = changed();
+    let nothing_else = ["--skip", "encryption-recovery-keys"];
+    stage(&system, &file, &nothing_else);
+    let first = files(&system.own());
+    stage(&system, &file, &[&nothing_else[..], &["--replace"]].concat());
+    let second = files(&system.own());
+    let archives = |files: &[(String, Vec<u8>)]| -> Vec<String> {
+        let names = files.iter().map(|(name, _)| name.clone());
+        names.filter(|name| name.ends_with("ARC")).collect()
+    };
+    assert_eq!((archives(&first).len(), archives(&second).len()), (1, 1));
+    assert_ne!(archives(&first), archives(&second));
+    boot(&system, 0, "the restored state is in place");
+}
+
 /// A gzip tar of these files, with this state file.
 fn archive(system: &System, name: &str, files: &[(&str, &str)]) -> String {
     let path = system.file(name);

@@ -5,11 +5,16 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use listenfd::ListenFd;
+use rustix::fs::{FlockOperation, flock};
 
 use crate::error::{Doing, Error, Result};
 use crate::profile::Api;
+
+/// So long is waited for another one that is just starting.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
 
 /// The socket that systemd has passed on, or one that is made here. One that lets in more than the
 /// profile says is not served.
@@ -37,7 +42,7 @@ fn make(path: &Path, group: Option<u32>) -> io::Result<UnixListener> {
     }
     // Of two that are started at once, one finds the other's.
     let turn = std::fs::File::open(directory)?;
-    rustix::fs::flock(&turn, rustix::fs::FlockOperation::LockExclusive)?;
+    take_turn(&turn)?;
     match UnixStream::connect(path) {
         Ok(_) => return Err(io::Error::other("another one listens there")),
         // Left by one that is gone. What is no socket refuses as well.
@@ -61,6 +66,23 @@ fn make(path: &Path, group: Option<u32>) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Whoever may open the directory may have the lock on it: not for ever.
+fn take_turn(directory: &std::fs::File) -> io::Result<()> {
+    let begin = Instant::now();
+    loop {
+        match flock(directory, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if begin.elapsed() < LOCK_WAIT => {
+                std::thread::sleep(LOCK_WAIT / 50);
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let what = "another process has kept the lock on its directory for 5 s";
+                return Err(io::Error::other(what));
+            }
+            ended => return Ok(ended?),
+        }
+    }
+}
+
 /// Whether the socket is the profile's, and lets in nobody else.
 fn check(listener: &UnixListener, api: &Api, group: Option<u32>) -> Result<(), String> {
     let said = |error: io::Error| error.to_string();
@@ -80,6 +102,11 @@ fn check(listener: &UnixListener, api: &Api, group: Option<u32>) -> Result<(), S
     let forbidden = if Some(found.gid()) == group { 0o007 } else { 0o077 };
     let is_private = mode & forbidden == 0;
     if found.file_type().is_socket() && found.uid() == 0 && is_private {
+        if let Some(name) = &api.group
+            && (Some(found.gid()) != group || mode & 0o060 != 0o060)
+        {
+            log::warn!("{}: group {name}, which the profile names, cannot connect", path.display());
+        }
         return Ok(());
     }
     let (uid, gid) = (found.uid(), found.gid());

@@ -174,7 +174,10 @@ async fn answer(request: Request<Incoming>, server: Rc<Server>, staging: Rc<Stag
         }
     };
     result.unwrap_or_else(|refusal| {
-        log::warn!("{}: {}", refusal.status, refusal.why);
+        // incusd asks at each start for what only some systems have.
+        let is_usual = refusal.status == StatusCode::NOT_FOUND;
+        let level = if is_usual { log::Level::Info } else { log::Level::Warn };
+        log::log!(level, "{}: {}", refusal.status, refusal.why);
         json(refusal.status, &refusal.body())
     })
 }

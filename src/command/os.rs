@@ -90,7 +90,7 @@ pub fn factory_reset(arguments: &FactoryReset) -> Result<Exit> {
         return refuse(&refused, arguments.json);
     }
     if let Some(restores) = restores.as_mut().filter(|_| arguments.replace) {
-        stage_restore::cancel(restores)?;
+        stage_restore::cancel(restores, None)?;
         stage_restore::tidy_flags(restores.store.as_ref(), machine.esp.as_mut())?;
     }
     let id = stage::new_id(machine.esp.as_ref())?;
@@ -292,7 +292,7 @@ pub fn cancel(arguments: &Cancel) -> Result<Exit> {
         if !found.staged.is_empty() || !found.leftovers.is_empty() {
             let root = arguments.place.root.as_deref().unwrap_or(Path::new("/"));
             super::state::lock(&mut restores, root, &profile)?;
-            ids = stage_restore::cancel(&mut restores)?;
+            ids = stage_restore::cancel(&mut restores, None)?;
         }
     }
     if !arguments.place.is_only_root() {

@@ -114,7 +114,7 @@ fn stage_taken(
         return refuse(&refused, arguments.json);
     }
     if arguments.replace {
-        stage_restore::cancel(machine)?;
+        stage_restore::cancel(machine, Some(id))?;
     }
     let staged = Staged {
         command: "restage restore".to_owned(),

@@ -19,7 +19,7 @@ const MAX_RECORDED_BYTES: usize = 128 * 1024;
 /// Where lines go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sink {
-    /// A person reads standard error.
+    /// A person reads standard error, or the journal does where a service is what runs.
     Terminal,
     /// The journal reads standard error, a person reads the console.
     Boot,
@@ -40,9 +40,17 @@ struct State {
 
 static LOGGER: std::sync::OnceLock<Logger> = std::sync::OnceLock::new();
 
+/// Whether standard error goes to the journal: systemd says which file that is, and what a service
+/// starts may have another one (`systemd.exec(5)`, `$JOURNAL_STREAM`).
+fn is_journal() -> bool {
+    let Ok(found) = rustix::fs::fstat(std::io::stderr()) else { return false };
+    let said = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    said == format!("{}:{}", found.st_dev, found.st_ino)
+}
+
 /// Chooses the sink, once.
 pub fn start(sink: Sink) {
-    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    let journal = is_journal();
     let state = Mutex::new(State::default());
     let logger = LOGGER.get_or_init(|| Logger { sink, journal, begin: Instant::now(), state });
     if log::set_logger(logger).is_ok() {
@@ -117,6 +125,9 @@ impl Log for Logger {
         }
         // A log line that cannot be written must not stop a reset: errors are passed over below.
         match self.sink {
+            Sink::Terminal if self.journal => {
+                let _ = writeln!(std::io::stderr(), "<{level}>{text}{id}");
+            }
             Sink::Terminal => {
                 let _ = writeln!(std::io::stderr(), "restage: {text}");
             }

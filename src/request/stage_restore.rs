@@ -190,14 +190,16 @@ pub fn abandon(machine: &mut Machine, id: &str) -> Result<()> {
     clear_away(machine.store.as_mut(), &super::stem(id))
 }
 
-/// Withdraws what is staged and not committed; returns the ids. Durable when this returns.
-pub fn cancel(machine: &mut Machine) -> Result<Vec<String>> {
+/// Withdraws what is staged and not committed; returns the ids. Durable when this returns. What was taken
+/// in for `next`, which is about to be staged instead, stays.
+pub fn cancel(machine: &mut Machine, next: Option<&str>) -> Result<Vec<String>> {
     let mut ids = Vec::new();
     let found = mended(machine)?;
     // Of a boot, or a staging, that was cut off.
     let what = || "cannot remove an extracted backup".to_owned();
     machine.state.remove(Place::New).doing(what)?;
-    for stem in found.leftovers {
+    let next = next.map(super::stem);
+    for stem in found.leftovers.into_iter().filter(|stem| Some(stem) != next.as_ref()) {
         clear_away(machine.store.as_mut(), &stem)?;
     }
     for stem in found.staged {

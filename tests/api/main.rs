@@ -264,8 +264,23 @@ fn a_passed_socket_is_served_when_it_is_as_the_profile_says() {
     let server = Server::start(&rig, rig.activated(&listener));
     refused(&server.get("/1.0/services/iscsi"), 404, "not found");
     drop(server);
+    // Narrower than the profile says is served, with a word.
+    rig.set_api(&json!({ "socket": rig.socket(), "group": "daemon" }));
+    let mut child = rig.activated(&listener).stderr(Stdio::piped()).spawn().unwrap();
+    assert!(rig::soon(|| answers(&rig)), "it does not answer");
+    child.kill().unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("group daemon, which the profile names, cannot connect"), "{said}");
     rig.set_api(&json!({ "socket": "/run/elsewhere.socket", "group": null }));
     fails(&mut rig.activated(&listener), "not the profile's `api.socket`");
+}
+
+fn answers(rig: &Rig) -> bool {
+    let mut stream = UnixStream::connect(rig.socket()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    stream.write_all(b"GET /1.0 HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    stream.read(&mut [0]).is_ok_and(|count| count == 1)
 }
 
 /// As with `Accept=yes` in a socket unit.
@@ -304,7 +319,7 @@ fn of_those_that_are_started_at_once_one_serves() {
     }
 }
 
-/// Those who say nothing are sent away after a while; until then there is a limit to how many.
+/// There is a limit to how many are served at once.
 #[test]
 fn more_connections_than_are_served_wait() {
     let rig = Rig::new();

@@ -42,7 +42,8 @@ enum Work {
         /// So many executions of each, instead of what each has to have.
         #[arg(long)]
         executions: Option<u64>,
-        /// Where libFuzzer's dice begin: the same inputs, as long as nothing is changed.
+        /// Where libFuzzer's dice begin. Always the same ones unless told otherwise: what fails is a
+        /// change, and who wants to find more gives others.
         #[arg(long, default_value_t = 1)]
         dice: u32,
         /// Seconds that an execution may take.

@@ -214,6 +214,40 @@ fn a_hostile_journal_of_a_restore_holds_the_boot_and_nothing_is_lost() {
     goes_on(&rig);
 }
 
+/// The restored state is in place. Neither the boot nor who confirms goes on with it.
+#[test]
+fn a_hostile_journal_in_the_window_keeps_it_open_and_nothing_is_lost() {
+    let rig = Rig::new(Layout::Flat);
+    rig.change();
+    rig.stage_a_good_one();
+    let skip = ["--skip", "encryption-recovery-keys", "--replace"];
+    let file = rig.file("good.tar.gz");
+    let stage = [&["restore", file.to_str().unwrap(), "--force"][..], &skip].concat();
+    for arguments in [&stage[..], &["initrd", "restore"]] {
+        let output = rig.restage(arguments);
+        assert!(output.status.success(), "{}", said(&output));
+    }
+    let path = rig.own_file("JNL");
+    let good = fs::read(&path).unwrap();
+    each(&enveloped::restore_journals(&good), |hostile| {
+        fs::write(&path, &hostile.bytes).unwrap();
+        let before = rig.everything();
+        let confirmed = rig.restage(&["confirm"]);
+        let is_told =
+            confirmed.status.code() == Some(1) && said(&confirmed).contains(hostile.message);
+        let output = rig.restage(&["initrd", "restore"]);
+        wrong(hostile, &output).or_else(|| changed(hostile, rig.everything() != before)).or_else(
+            || (!is_told).then(|| format!("{}: confirm: {}", hostile.name, said(&confirmed))),
+        )
+    });
+    // What held it was the journal.
+    fs::write(&path, &good).unwrap();
+    for arguments in [&["initrd", "restore"][..], &["confirm"]] {
+        let output = rig.restage(arguments);
+        assert!(output.status.success(), "{}", said(&output));
+    }
+}
+
 /// The journal of a restore that has begun.
 fn restoring(rig: &Rig) -> PathBuf {
     rig.stage_a_good_one();

@@ -264,7 +264,7 @@ impl Lab {
 
     pub fn cancel(&self, world: &Shared) -> Result<Result<(), Refused>, Error> {
         let mut machine = self.machine(world).map_err(Error::new)?;
-        stage_restore::cancel(&mut machine)?;
+        stage_restore::cancel(&mut machine, None)?;
         tidy_flags(&machine, world).map_err(Error::new)?;
         Ok(Ok(()))
     }

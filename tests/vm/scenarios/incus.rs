@@ -5,6 +5,7 @@ use crate::base::EXAMPLE;
 use crate::bench::{Bench, Boot};
 use crate::failure::{Doing, Outcome};
 use crate::guest::Facts;
+use crate::hunt;
 use crate::scenarios::restored::{CHANGED, VOLUMES, change, opens, until};
 use crate::scenarios::{end, reset};
 use crate::seeds::Seeds;
@@ -40,15 +41,21 @@ fn fails(bench: &mut Bench<'_>, command: &str, why: &str) -> Outcome {
 }
 
 /// One boot. What cannot be done is refused: the client shows restage's own words and fails, and nothing
-/// is staged by it. incusd starts without a complaint, and so it does where restage has no answer.
+/// is staged by it, nor is a seed with a secret told to anybody.
 pub fn refused(bench: &mut Bench<'_>) -> Outcome {
     booted(bench)?;
-    let reset = "incus admin os system factory-reset --force";
+    // What it asks for at its start is not there, and is no trouble.
+    let complaints = "journalctl -b -u incus.service -o cat --no-pager | grep -i incus-os";
+    bench.exits(complaints, 1)?;
+    let command = "incus admin os system factory-reset --force";
     let restore = "incus admin os system restore --force";
-    fails(bench, &format!("{reset} -d '{{'"), "the options: EOF while parsing an object")?;
-    fails(bench, &format!("{reset} -d '{{\"seed\":{{}}}}'"), "unknown field `seed`")?;
-    let installer = "-d '{\"seeds\":{\"install\":{}}}'";
-    fails(bench, &format!("{reset} {installer}"), "does not allow this seed")?;
+    fails(bench, &format!("{command} -d '{{'"), "the options: EOF while parsing an object")?;
+    fails(bench, &format!("{command} -d '{{\"seed\":{{}}}}'"), "unknown field `seed`")?;
+    let secret = reset::secret_seed(bench)?;
+    let installer = "\"$(jq -c '.seeds.install={}' /run/seeds.json)\"";
+    fails(bench, &format!("{command} -d {installer}"), "does not allow this seed")?;
+    bench.run("rm /run/seeds.json")?;
+    hunt::inside(bench, &[&secret])?;
     bench.exits("cd /var/tmp; incus admin os system backup backup.tar.gz", 0)?;
     bench.exits("restage inspect /var/tmp/backup.tar.gz", 0)?;
     bench.run("head -c 100000 /dev/urandom >/var/tmp/bad.tar.gz")?;
@@ -65,13 +72,17 @@ pub fn refused(bench: &mut Bench<'_>) -> Outcome {
     // A second one beside one that is staged.
     bench.exits("restage factory-reset --force", 0)?;
     let id = end::staged_id(bench)?;
-    fails(bench, reset, "staged already")?;
+    fails(bench, command, "staged already")?;
     fails(bench, &format!("{restore} backup.tar.gz"), "staged already")?;
     let still = end::staged_id(bench)?;
     bench.equal("still staged", &still, &id)?;
     bench.exits("restage cancel", 0)?;
-    let errors = bench.run("journalctl -b -u restage-api.service -p err -o cat --no-pager")?;
-    bench.equal("errors of restage-api", errors.trim(), "-- No entries --")?;
+    // What was refused is a warning there, and nothing has failed.
+    let log = "journalctl -b -u restage-api.service -o cat -q --no-pager -p";
+    let told = bench.run(&format!("{log} warning"))?;
+    bench.tells("the log", &told, &["400 Bad Request: the backup: it is cut short"])?;
+    let errors = bench.run(&format!("{log} err"))?;
+    bench.equal("errors of restage-api", errors.trim(), "")?;
     bench.power_off()?;
     end::nothing_erased(bench)
 }

@@ -96,7 +96,7 @@ pub fn whole(bench: &mut Bench<'_>, stage: &dyn Fn(&mut Bench<'_>) -> Outcome) -
 
 /// A seed with a secret in it, in the guest's `/run/seeds.json`; the secret. The machine makes it: it is
 /// in no command of ours.
-fn secret_seed(bench: &mut Bench<'_>) -> Outcome<String> {
+pub fn secret_seed(bench: &mut Bench<'_>) -> Outcome<String> {
     bench.run(
         "umask 077; printf '{\"seeds\":{\"hunted\":{\"token\":\"hunted-%s\"}}}' \
          $(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n') >/run/seeds.json",

@@ -3,13 +3,14 @@
 use crate::bench::{Bench, Boot};
 use crate::failure::Outcome;
 use crate::hunt::{self, Hunt};
+use crate::request::stem;
 use crate::scenarios::restored::{
     BACKUP, CHANGED, VOLUMES, add_keys, change, hard_reset, opens, staged, until,
 };
 
 /// Two boots. Backup; hostname, timezone, passphrase and a pool key changed; restore: in the
-/// window the backup's values are back and both passphrases work; confirmed by hand, only the
-/// backup's does.
+/// window the backup's values are back and both passphrases work; confirmed by the unit, which has few
+/// rights, only the backup's does.
 pub fn confirmed(bench: &mut Bench<'_>) -> Outcome {
     let old = bench.base()?.facts.clone();
     bench.power_on()?;
@@ -19,6 +20,7 @@ pub fn confirmed(bench: &mut Bench<'_>) -> Outcome {
     change(bench, &old.passphrase)?;
     bench.run("systemctl mask restage-confirm.service")?;
     bench.exits(&format!("restage restore {BACKUP} --force"), 0)?;
+    let id = staged(bench)?;
     bench.start("systemctl reboot")?;
     bench.wait_reset(60)?;
     bench.line(&["restage: the restored state is in place: boot 1 of 3"], 150)?;
@@ -42,7 +44,12 @@ pub fn confirmed(bench: &mut Bench<'_>) -> Outcome {
     let said = bench.exits("restage status", 0)?.out;
     bench.tells("status", &said, &["not confirmed", "boot 1 of 3"])?;
     bench.exits("restage factory-reset --force", 3)?;
-    bench.exits("restage confirm", 0)?;
+    bench.run("systemctl unmask restage-confirm.service")?;
+    bench.run("systemctl start --no-block restage-confirm.service")?;
+    until(bench, "the unit confirms", &format!("test ! -e /var/lib/restage/{}.JNL", stem(&id)))?;
+    let ended = "systemctl show -P Result restage-confirm.service";
+    let ended = bench.run(ended)?;
+    bench.equal("the unit", ended.trim(), "success")?;
     for (name, label) in VOLUMES {
         let (works, gone) = (opens(bench, label, &old.passphrase)?, opens(bench, label, CHANGED)?);
         bench.check(&format!("the backup's passphrase opens {name}"), works)?;
@@ -72,7 +79,7 @@ pub fn healthy(bench: &mut Bench<'_>) -> Outcome {
     bench.line(&["restage: the restored state is in place: boot 1 of 3"], 150)?;
     bench.booted(Boot::Usual)?;
     // The journal goes last, after the report.
-    let journal = format!("/var/lib/restage/{}.JNL", crate::request::stem(&id));
+    let journal = format!("/var/lib/restage/{}.JNL", stem(&id));
     bench.exits(&format!("test -e {journal}"), 0)?;
     until(bench, "the health check confirms", &format!("test ! -e {journal}"))?;
     bench.exits("test -e /var/lib/.incus-os.restage", 1)?;
