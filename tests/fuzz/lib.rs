@@ -74,7 +74,7 @@ impl Pace {
     pub fn long(self) -> u64 {
         match self {
             Self::Parser => 10_000_000,
-            Self::Machine => 200_000,
+            Self::Machine => 50_000,
         }
     }
 

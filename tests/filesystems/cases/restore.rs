@@ -282,7 +282,7 @@ impl Lab {
 
     fn cancel(&self, rig: &Rig) -> Result<(), String> {
         self.in_os(rig, Self::flags, |machine, flags| {
-            stage_restore::cancel(machine)?;
+            stage_restore::cancel(machine, None)?;
             stage_restore::tidy_flags(machine.store.as_ref(), flags)
         })
     }
