@@ -103,7 +103,7 @@ const BROKEN: [(&str, &str, &str, &str); 13] = [
     (
         "the directory grows after the commit",
         "src/apply/journal.rs",
-        "        store.make_room(&stem(committed.id())).doing(what)?;\n",
+        "        store.make_room(&stem(committed.of().0)).doing(what)?;\n",
         "",
     ),
     (
