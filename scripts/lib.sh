@@ -166,6 +166,15 @@ mkosi() {
     PYTHONPATH=$CACHE/mkosi-$MKOSI_VERSION/usr/lib/python3/dist-packages "$PYTHON" -m mkosi "$@"
 }
 
+# Standard input becomes the file, in one step.
+replace() {
+    local new
+    new=$(mktemp "$1.XXXXXX")
+    cat >"$new"
+    chmod 0644 "$new"
+    mv "$new" "$1"
+}
+
 # The package lists that mkosi uses instead of its own, which name a mirror and
 # a -debug archive that a local one need not carry. mkosi looks for exactly
 # this file name.   mkosi_sandbox RELEASE DIRECTORY
@@ -174,9 +183,11 @@ mkosi_sandbox() {
     uri=$(archive_uri main)
     [[ -n $uri ]] || die "the host's apt lists no Debian archive for $(host_os VERSION_CODENAME)"
     mkdir -p "$dir/sources.list.d" "$dir/apt.conf.d"
-    apt_stanza deb "$uri" "$1" >"$dir/sources.list.d/mkosi.sources"
+    # Two builds at once: the other one may be reading.
+    apt_stanza deb "$uri" "$1" | replace "$dir/sources.list.d/mkosi.sources"
     # How the host's apt reaches the network (a proxy, retries) is ours too.
-    apt-config dump 2>/dev/null | grep -E '^Acquire::(http|https)::' >"$dir/apt.conf.d/20host" || true
+    { apt-config dump 2>/dev/null | grep -E '^Acquire::(http|https)::' || true; } |
+        replace "$dir/apt.conf.d/20host"
 }
 
 # The tools tree: built once, again only when its description changes.

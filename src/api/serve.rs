@@ -175,8 +175,11 @@ async fn answer(request: Request<Incoming>, server: Rc<Server>, staging: Rc<Stag
     };
     result.unwrap_or_else(|refusal| {
         // incusd asks at each start for what only some systems have.
-        let is_usual = refusal.status == StatusCode::NOT_FOUND;
-        let level = if is_usual { log::Level::Info } else { log::Level::Warn };
+        let level = match refusal.status {
+            StatusCode::NOT_FOUND => log::Level::Info,
+            status if status.is_server_error() => log::Level::Error,
+            _ => log::Level::Warn,
+        };
         log::log!(level, "{}: {}", refusal.status, refusal.why);
         json(refusal.status, &refusal.body())
     })

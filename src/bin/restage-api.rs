@@ -56,7 +56,8 @@ fn main() -> ExitCode {
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("restage-api: {}", clean(&error.chain()));
+            let begin = if console::is_journal() { "<3>" } else { "restage-api: " };
+            eprintln!("{begin}{}", clean(&error.chain()));
             ExitCode::FAILURE
         }
     }

@@ -42,7 +42,8 @@ static LOGGER: std::sync::OnceLock<Logger> = std::sync::OnceLock::new();
 
 /// Whether standard error goes to the journal: systemd says which file that is, and what a service
 /// starts may have another one (`systemd.exec(5)`, `$JOURNAL_STREAM`).
-fn is_journal() -> bool {
+#[must_use]
+pub fn is_journal() -> bool {
     let Ok(found) = rustix::fs::fstat(std::io::stderr()) else { return false };
     let said = std::env::var("JOURNAL_STREAM").unwrap_or_default();
     said == format!("{}:{}", found.st_dev, found.st_ino)

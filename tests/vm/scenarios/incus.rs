@@ -45,8 +45,14 @@ fn fails(bench: &mut Bench<'_>, command: &str, why: &str) -> Outcome {
 pub fn refused(bench: &mut Bench<'_>) -> Outcome {
     booted(bench)?;
     // What it asks for at its start is not there, and is no trouble.
-    let complaints = "journalctl -b -u incus.service -o cat --no-pager | grep -i incus-os";
-    bench.exits(complaints, 1)?;
+    let log = "journalctl -b -o cat -q --no-pager -u";
+    let asked = bench.run(&format!("{log} restage-api.service"))?;
+    bench.tells("restage-api", &asked, &["GET /1.0/services/", "404 Not Found"])?;
+    let started = bench.run(&format!("{log} incus.service; cat /var/log/incus/incus.log"))?;
+    bench.tells("the journal", &started, &["Started incus.service"])?;
+    let complains =
+        ["incusos", "incus-os"].iter().any(|word| started.to_lowercase().contains(word));
+    bench.check("incusd does not complain of its IncusOS", !complains)?;
     let command = "incus admin os system factory-reset --force";
     let restore = "incus admin os system restore --force";
     fails(bench, &format!("{command} -d '{{'"), "the options: EOF while parsing an object")?;

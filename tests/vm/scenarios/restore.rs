@@ -47,9 +47,16 @@ pub fn confirmed(bench: &mut Bench<'_>) -> Outcome {
     bench.run("systemctl unmask restage-confirm.service")?;
     bench.run("systemctl start --no-block restage-confirm.service")?;
     until(bench, "the unit confirms", &format!("test ! -e /var/lib/restage/{}.JNL", stem(&id)))?;
-    let ended = "systemctl show -P Result restage-confirm.service";
+    let state = "systemctl show -P SubState restage-confirm.service";
+    until(bench, "the unit has ended", &format!("{state} | grep -qx dead"))?;
+    let ended =
+        "systemctl show -P Result -P ExecMainCode -P ExecMainStatus restage-confirm.service";
     let ended = bench.run(ended)?;
-    bench.equal("the unit", ended.trim(), "success")?;
+    bench.equal(
+        "the unit",
+        ended.split_whitespace().collect::<Vec<_>>(),
+        vec!["success", "1", "0"],
+    )?;
     for (name, label) in VOLUMES {
         let (works, gone) = (opens(bench, label, &old.passphrase)?, opens(bench, label, CHANGED)?);
         bench.check(&format!("the backup's passphrase opens {name}"), works)?;
