@@ -201,6 +201,9 @@ pub struct FactoryReset {
     /// Replace a request that is staged already
     #[arg(long)]
     pub replace: bool,
+    /// Be content with a factory reset that is staged already
+    #[arg(long, conflicts_with_all = ["replace", "data", "dry_run"])]
+    pub or_staged: bool,
     /// Print the plan, step by step, and change nothing
     #[arg(long)]
     pub dry_run: bool,

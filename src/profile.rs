@@ -39,6 +39,10 @@ pub struct Profile {
     pub tpm: TpmMethod,
     /// What follows a finished reset.
     pub after_reset: AfterReset,
+    /// Whether `systemd.factory_reset=1` on the kernel command line asks for a reset. It is bound to nothing,
+    /// and may stay in a boot entry for ever.
+    #[serde(default)]
+    pub kernel_argument: bool,
     /// The OS's state, which a backup holds; none when the OS has none of its own.
     pub state: Option<State>,
     /// Where `restage-api` answers; none when the OS has no such socket.

@@ -6,6 +6,7 @@ pub mod journal;
 pub mod probe;
 pub mod reset;
 pub mod restore;
+pub mod systemd;
 pub mod table;
 pub mod tpm;
 

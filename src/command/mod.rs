@@ -6,6 +6,7 @@ pub mod initrd;
 pub mod os;
 pub mod restore;
 pub mod state;
+pub mod systemd;
 
 use std::io::Write;
 use std::path::Path;

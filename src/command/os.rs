@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::{Exit, Side, guarded, offline, print_json, running};
+use super::{Exit, Side, guarded, offline, print_json, running, systemd};
 use crate::apply::restore;
 use crate::cli::{Cancel, FactoryReset, Place, Status};
 use crate::error::{Doing, Error, Refused, Result};
@@ -14,11 +14,12 @@ use crate::plan::{render, reset};
 use crate::platform::console::{self, Sink, clean};
 use crate::platform::esp::{EspDirectory, Others};
 use crate::platform::locate::Mounted;
-use crate::platform::{Machine, boot_entry, host, read_bounded};
+use crate::platform::{Machine, Store, boot_entry, efivar, host, read_bounded};
 use crate::profile::Profile;
 use crate::request::find;
 use crate::request::stage::{self, Present};
 use crate::request::stage_restore::{self, RestoreStatus};
+use crate::request::systemd::{VARIABLE, Variable};
 use crate::request::{ResetOptions, Staged, file_name};
 
 /// A log is cut at its end when it is kept.
@@ -34,6 +35,11 @@ pub fn factory_reset(arguments: &FactoryReset) -> Result<Exit> {
         Err(refused) => return refuse(&refused, arguments.json),
     };
     let (mut machine, mounted, profile) = open(&arguments.place, Side::Stager)?;
+    if arguments.or_staged
+        && let Some(id) = staged_reset(machine.esp.as_ref())?
+    {
+        return was_staged(&id, arguments);
+    }
     let has_seeds = !options.seeds.is_empty();
     let ask = reset::Ask {
         allow_tpm_reset_failure: options.allow_tpm_reset_failure,
@@ -119,6 +125,27 @@ pub fn factory_reset(arguments: &FactoryReset) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// The id of the factory reset that is staged, where there is one, and one only.
+fn staged_reset(store: &dyn Store) -> Result<Option<String>> {
+    let found = find::look(store)?;
+    let ([stem], []) = (found.staged.as_slice(), found.committed.as_slice()) else {
+        return Ok(None);
+    };
+    stage::read(store, stem).map(|request| Some(request.id))
+}
+
+fn was_staged(id: &str, arguments: &FactoryReset) -> Result<Exit> {
+    if arguments.json {
+        print_json(&json!({ "staged": id }))?;
+    } else {
+        print(&format!("factory reset {id} is staged already; the next boot applies it\n"))?;
+    }
+    if arguments.reboot {
+        reboot(arguments.place.is_offline())?;
+    }
+    Ok(Exit::Done)
+}
+
 /// One request at a time: neither a reset nor a restore may be there.
 fn room(
     machine: &Machine,
@@ -155,16 +182,18 @@ pub fn status(arguments: &Status) -> Result<Exit> {
     let of_restores = restores.as_ref().map(stage_restore::status).transpose()?.unwrap_or_default();
     status.reports.extend(of_restores.reports.iter().cloned());
     status.reports.sort_by_key(|report| std::cmp::Reverse(report.finished_at));
+    let variable = of_systemd(&arguments.place);
     if arguments.json {
         print_json(&json!({
             "staged": status.staged,
             "running": status.running,
             "reports": status.reports,
             "restores": of_restores,
+            "systemd": variable,
         }))?;
         return Ok(Exit::Done);
     }
-    let mut out = text(&status, &of_restores);
+    let mut out = text(&status, &of_restores, variable);
     if arguments.log
         && let Some(report) = status.reports.first()
     {
@@ -196,9 +225,25 @@ fn restores(place: &Place, profile: &Profile) -> Result<Option<restore::Machine>
     }
 }
 
+/// Whether the EFI variable asks for a factory reset of this OS: by the next boot, or by this one, whose
+/// initrd has not heard it.
+fn of_systemd(place: &Place) -> Option<&'static str> {
+    if place.is_offline() {
+        return None;
+    }
+    match systemd::variable() {
+        Variable::Pending => Some("pending"),
+        Variable::Now => Some("unheard"),
+        Variable::Absent | Variable::Foreign(_) => None,
+    }
+}
+
 /// What `restage status` says to a person.
-fn text(status: &stage::Status, restores: &RestoreStatus) -> String {
+fn text(status: &stage::Status, restores: &RestoreStatus, variable: Option<&str>) -> String {
     let mut lines = of_restores(restores);
+    lines.extend(variable.map(|state| {
+        format!("{state}: a factory reset by systemd's {VARIABLE}; `restage cancel` withdraws it")
+    }));
     for staged in &status.staged {
         lines.push(match (&staged.request, &staged.damaged) {
             (Some(request), _) => format!(
@@ -316,10 +361,18 @@ pub fn cancel(arguments: &Cancel) -> Result<Exit> {
             stage_restore::tidy_flags(restores.store.as_ref(), machine.esp.as_mut())?;
         }
     }
+    // A request for this OS, whoever made it, and a marker are one.
+    let by_variable = of_systemd(&arguments.place).is_some();
+    if by_variable {
+        efivar::remove_systemd(VARIABLE)
+            .doing(|| "cannot withdraw systemd's request".to_owned())?;
+    }
     if arguments.json {
-        print_json(&json!({ "cancelled": ids }))?;
-    } else if ids.is_empty() {
+        print_json(&json!({ "cancelled": ids, "systemd": by_variable }))?;
+    } else if ids.is_empty() && !by_variable {
         print("nothing is staged\n")?;
+    } else if by_variable {
+        print(&format!("cancelled systemd's request ({VARIABLE})\n"))?;
     }
     for id in ids.iter().filter(|_| !arguments.json) {
         print(&format!("cancelled {id}\n"))?;

@@ -90,6 +90,43 @@ pub fn count_start(what: Started) -> usize {
     usize::try_from(before).unwrap_or(usize::MAX)
 }
 
+/// systemd (258 and later) counts the factory reset of this boot as over once this file is there, and
+/// until then it makes no node by which the root is found.
+const RESET_MODE_LEFT: &str = "/run/systemd/factory-reset-complete";
+const BLOCK_DEVICES: &str = "/sys/class/block";
+
+/// Says that this boot is none of a factory reset (any more), and has udev look at the block devices
+/// again, as `systemd-factory-reset complete --retrigger` does where the reset is systemd's own.
+pub fn leave_reset_mode() {
+    let made = std::fs::create_dir_all("/run/systemd").and_then(|()| File::create(RESET_MODE_LEFT));
+    if let Err(error) = made {
+        log::error!("cannot make {RESET_MODE_LEFT}: {error}");
+        return;
+    }
+    for device in std::fs::read_dir(BLOCK_DEVICES).into_iter().flatten().flatten() {
+        let path = device.path().join("uevent");
+        let triggered =
+            File::options().write(true).open(&path).and_then(|mut file| file.write_all(b"change"));
+        if let Err(error) = triggered {
+            log::warn!("cannot trigger {}: {error}", path.display());
+        }
+    }
+}
+
+/// The id of this boot; none when the kernel does not tell.
+#[must_use]
+pub fn id() -> Option<uuid::Uuid> {
+    let bytes = super::read_bounded(Path::new("/proc/sys/kernel/random/boot_id"), 64).ok()?;
+    std::str::from_utf8(&bytes).ok()?.trim().parse().ok()
+}
+
+/// The kernel command line.
+#[must_use]
+pub fn command_line() -> String {
+    let bytes = super::read_bounded(Path::new("/proc/cmdline"), 64 * 1024).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 /// Waits until udev has had nothing to do for a second: what was changed reaches it by way of the
 /// kernel, a moment later.
 pub fn settle() {

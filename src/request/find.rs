@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::systemd::ARGUMENT_HAD;
 use crate::error::{Doing, Result};
 use crate::platform::Store;
 use crate::platform::state_fs::SUPERSEDED;
@@ -16,6 +17,8 @@ pub struct Found {
     pub staged: Vec<String>,
     /// A restore is staged or in its window: flags on the ESP, which authorise nothing.
     pub flags: Vec<String>,
+    /// The kernel command line has had the reset that it asks for.
+    pub argument_had: bool,
     /// Finished, or never begun, with files that have no meaning any more.
     pub leftovers: Vec<String>,
 }
@@ -68,11 +71,12 @@ pub fn sort(names: &[String]) -> Found {
             Some((stem, extension)) if is_stem(stem) => {
                 stems.entry(stem).or_default().insert(extension);
             }
-            _ if name == SUPERSEDED => {}
+            _ if name == SUPERSEDED || name == ARGUMENT_HAD => {}
             _ => log::warn!("restage's directory holds `{name}`, which is none of ours"),
         }
     }
-    let mut found = Found::default();
+    let argument_had = names.iter().any(|name| name == ARGUMENT_HAD);
+    let mut found = Found { argument_had, ..Found::default() };
     for (stem, extensions) in stems {
         let list = if extensions.iter().all(|extension| *extension == "FLG") {
             &mut found.flags
@@ -121,6 +125,8 @@ mod tests {
         assert_eq!(sorted(&["0123ABCD.RPT", "0123ABCD.LOG"]), (vec![], vec![], vec![]));
         let flagged = sort(&["0123ABCD.FLG".to_owned()]);
         assert_eq!((flagged.flags.clone(), flagged.is_empty()), (one(), true));
+        let had = sort(&["KERNEL.ARG".to_owned()]);
+        assert_eq!((had.argument_had, had.is_empty()), (true, true));
         assert_eq!(sorted(&["0123ABCD.SED"]), (vec![], vec![], one()));
         assert_eq!(sorted(&["FSCK0000.REC", "x", "0123abcd.REQ"]), (vec![], vec![], vec![]));
     }

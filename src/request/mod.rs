@@ -6,6 +6,7 @@ pub(crate) mod json;
 pub mod restore;
 pub mod stage;
 pub mod stage_restore;
+pub mod systemd;
 
 use std::collections::BTreeMap;
 

@@ -104,7 +104,9 @@ pub fn clear_leftovers(store: &mut dyn Store, now: u64) -> Result<()> {
     found.leftovers.iter().try_for_each(|stem| clear_away(store, stem))
 }
 
-fn put(
+/// The files of a request, where there is room for them and nothing else is staged: seeds first, then
+/// the request. A failure may leave some of them.
+pub(crate) fn put(
     machine: &mut Machine,
     profile: &Profile,
     prepared: &Prepared,

@@ -7,7 +7,9 @@ mod seek;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::systemd::{self, Firmware};
 use super::{Exit, Side, TPM_DEVICE, esp_guid, machine, offline, open_esp};
+use crate::apply;
 use crate::apply::reset::{self, Applied};
 use crate::cli;
 use crate::error::{Doing, Error, Next, Result};
@@ -18,6 +20,8 @@ use crate::platform::tpm::Ppi;
 use crate::platform::{TpmDoor, host};
 use crate::profile::Profile;
 use crate::request::find::{self, Found};
+use crate::request::stage;
+use crate::request::systemd::Asked;
 
 /// The firmware says that there is a TPM 2.0 by this table.
 const TPM2_TABLE: &str = "/sys/firmware/acpi/tables/TPM2";
@@ -39,7 +43,8 @@ pub fn reset(arguments: &cli::Reset) -> Result<Exit> {
         return Err(Error::new("this is no initrd: name a --disk and an --esp to work offline"));
     }
     let begin = Instant::now();
-    let applied = at_boot(arguments)?;
+    let asked = systemd::asked();
+    let applied = systemd::leave(asked, at_boot(arguments, asked))?;
     if let Applied::Nothing = applied {
         log::info!("nothing is staged ({:.2} s)", begin.elapsed().as_secs_f64());
     }
@@ -75,7 +80,7 @@ pub fn exit(applied: &Applied) -> Exit {
 }
 
 /// Finds everything, looks, and opens for writing only when there is something to do.
-fn at_boot(arguments: &cli::Reset) -> Result<Applied> {
+fn at_boot(arguments: &cli::Reset, asked: Asked) -> Result<Applied> {
     let crashes = boot::count_start(Started::Reset);
     // Not even that is known, for that is what it does not get to.
     if crashes >= 2 * MAX_CRASHES {
@@ -93,7 +98,7 @@ fn at_boot(arguments: &cli::Reset) -> Result<Applied> {
     let located = seek::disks_with(guid, limit)?;
     if let ([one], None) = (located.as_slice(), &broken) {
         let (mounted, found) = seek::look(one, &profile)?;
-        if found.is_empty() {
+        if found.is_empty() && !asked.is_work(profile.kernel_argument, found.argument_had) {
             mounted.unmount();
             return Ok(Applied::Nothing);
         }
@@ -101,7 +106,7 @@ fn at_boot(arguments: &cli::Reset) -> Result<Applied> {
         boot::settle();
         let all = locate::find(guid).unwrap_or_default();
         if all.len() <= 1 {
-            let outcome = work(one, &mounted, &found, arguments, &profile);
+            let outcome = work(one, &mounted, (&found, asked), arguments, &profile);
             mounted.unmount();
             return outcome;
         }
@@ -122,7 +127,7 @@ fn crashed(times: usize) -> Error {
 fn work(
     located: &Located,
     mounted: &Mounted,
-    found: &Found,
+    (found, asked): (&Found, Asked),
     arguments: &cli::Reset,
     profile: &Profile,
 ) -> Result<Applied> {
@@ -143,7 +148,10 @@ fn work(
         machine.loaded_credentials = host::loaded_credentials();
         Ok(machine)
     };
-    let applied = opened().and_then(|mut machine| reset::apply(&mut machine, profile));
+    let applied = opened().and_then(|mut machine| {
+        let id = stage::new_id(machine.esp.as_ref())?;
+        apply::systemd::apply(&mut machine, profile, asked, &mut Firmware, &id)
+    });
     let applied = match applied {
         Ok(applied) => Ok(applied),
         Err(error) if is_committed => Ok(Applied::Unfinished(error.after_commit().hold())),

@@ -14,10 +14,11 @@ use crate::steps;
 use crate::told::{State, Told};
 
 /// The operations, each on the usual machine.
-const OPERATIONS: [&str; 8] = [
+const OPERATIONS: [&str; 9] = [
     "stage",
     "cancel",
     "reset",
+    "reset-variable",
     "restore-stage",
     "restore-cancel",
     "restore",
@@ -84,6 +85,8 @@ fn is_expected(case: &str, phase: Phase, fault: Fault, met: &Met, told: &Told) -
     use Next::{ContinueBoot, HoldForOperator, RetryNextBoot};
     let is = |state: State, next: Next| told.state == state && told.next == next;
     let not_begun = is(State::Refused, ContinueBoot) || is(State::Failed, ContinueBoot);
+    // However it was asked for.
+    let case = if case.starts_with("reset") { "reset" } else { case };
     // What cannot be counted cannot be limited: the store of the progress is the broken part.
     let store = if case == "reset" { Device::Esp } else { Device::State };
     let is_gone = met.device == store && fault == Fault::Vanish;

@@ -16,7 +16,9 @@ pub fn names(line: &str, met: &Met) -> bool {
         // TPM commands have names of their own.
         Device::Tpm => line.contains(met.verb),
         Device::Slots => line.contains(met.verb) && line.contains(&met.object),
-        Device::Disk | Device::Esp | Device::State => line.contains(&format!("cannot {met}")),
+        Device::Disk | Device::Esp | Device::State | Device::Firmware => {
+            line.contains(&format!("cannot {met}"))
+        }
     }
 }
 

@@ -109,6 +109,7 @@ impl World {
             Object::Whole => match op.device {
                 Device::Disk => "the disk".to_owned(),
                 Device::Tpm => "TPM2_".to_owned(),
+                Device::Firmware => "the EFI variable".to_owned(),
                 device => panic!("{device:?} is never meant as a whole"),
             },
             Object::Sectors(offset, length) => {

@@ -87,6 +87,8 @@ pub enum Device {
     Tpm,
     /// The key slots of a volume.
     Slots,
+    /// The firmware's variables. It does not vanish.
+    Firmware,
 }
 
 /// All that there is. Cheap to copy.
@@ -102,6 +104,10 @@ pub struct World {
     pub tpm_seed: u32,
     /// The key slots of root and swap.
     pub slots: [Slots; 2],
+    /// systemd's EFI variable asks for a reset.
+    pub variable: bool,
+    /// The kernel command line does, at every boot.
+    pub argument: bool,
     /// What the clock says.
     pub clock: u64,
     /// Calls of this run so far.
@@ -146,6 +152,8 @@ impl World {
             state,
             tpm_seed: 1,
             slots,
+            variable: false,
+            argument: false,
             clock: NOW,
             calls: 0,
             fault: None,
@@ -207,7 +215,8 @@ impl World {
             Some(Fault::NoSpace | Fault::Short) => call == Call::Write,
             Some(Fault::ReadOnly) => matches!(call, Call::Write | Call::Change),
             Some(Fault::ErrorAfter) => call != Call::Read,
-            Some(Fault::Error | Fault::Vanish) => true,
+            Some(Fault::Vanish) => device != Device::Firmware,
+            Some(Fault::Error) => true,
             None => false,
         };
         if applies {
@@ -248,7 +257,7 @@ impl World {
             Device::Disk => self.disk.lose(),
             Device::Esp => self.esp.lose(),
             Device::State => self.state.lose(),
-            Device::Tpm | Device::Slots => {}
+            Device::Tpm | Device::Slots | Device::Firmware => {}
         }
     }
 
@@ -260,6 +269,7 @@ impl World {
             let (disk, esp, state) = (disk.clone(), esp.clone(), state.clone());
             let mut world = Self::new(disk, esp, state, self.slots);
             world.tpm_seed = self.tpm_seed;
+            (world.variable, world.argument) = (self.variable, self.argument);
             images.push(world);
         };
         // The first of each is that nothing unsynced has survived, the last that all of it has.
@@ -293,7 +303,7 @@ impl World {
         self.disk.digest().hash(&mut hasher);
         self.esp.digest().hash(&mut hasher);
         self.state.digest().hash(&mut hasher);
-        (self.tpm_seed, self.slots).hash(&mut hasher);
+        (self.tpm_seed, self.slots, self.variable, self.argument).hash(&mut hasher);
         hasher.finish()
     }
 }

@@ -82,8 +82,13 @@ pub fn with(wrong: Wrong, name: &str) -> Box<dyn Case> {
 }
 
 /// Most machines.
-pub const USUAL: Shape =
-    Shape { tables: Tables::Good, sector_bytes: 512, tpm: Where::Chip, is_narrow: false };
+pub const USUAL: Shape = Shape {
+    tables: Tables::Good,
+    sector_bytes: 512,
+    tpm: Where::Chip,
+    is_narrow: false,
+    has_seed: true,
+};
 
 /// All cases of a reset.
 pub fn all() -> Vec<Box<dyn Case>> {
@@ -99,6 +104,21 @@ pub fn all() -> Vec<Box<dyn Case>> {
         case("cancel", &lab, &lab.staged, Work::Cancel, &[cancelled, done, refused]),
         case("reset", &lab, &lab.staged, Work::Boot, &[done]),
     ];
+    // Asked for in systemd's way: heard once, whatever is cut, and one with what is staged.
+    let start = |staged: &World, variable, argument| {
+        let mut start = staged.clone();
+        (start.variable, start.argument) = (variable, argument);
+        start
+    };
+    // It has no options, so no seed.
+    let lab = Arc::new(Lab::new(Shape { has_seed: false, ..USUAL }));
+    for (name, start) in [
+        ("reset-variable", start(&lab.clean, true, false)),
+        ("reset-argument", start(&lab.clean, false, true)),
+        ("reset-asked-twice", start(&lab.staged, true, true)),
+    ] {
+        cases.push(case(name, &lab, &start, Work::Boot, &[done]));
+    }
     for (name, shape) in [
         ("reset-bad-primary", Shape { tables: Tables::BadPrimary, ..USUAL }),
         ("reset-bad-backup", Shape { tables: Tables::BadBackup, ..USUAL }),
