@@ -4,7 +4,7 @@ use crate::failure::{Doing, Failure, Outcome};
 use crate::lab::Replays;
 
 pub const USAGE: &str = "usage: vm [--jobs N] [--shard NAME] [--keep] [--seed N] [--rounds N] [--point POINT] [SCENARIO…]
-       vm --list | --list-shards | demo
+       vm --list | --list-shards | demo | compare
 Without a name: every scenario of the ordinary run. A name also stands for all
 that begin with it. --keep leaves the machines' files in place. --seed chooses the
 points at which recorded runs are cut, --rounds how many of them a scenario tries,
@@ -27,6 +27,7 @@ pub enum Command {
     ListShards,
     Run(Choice),
     Demo,
+    Compare,
 }
 
 pub fn parse(mut args: impl Iterator<Item = String>) -> Outcome<Command> {
@@ -43,6 +44,7 @@ pub fn parse(mut args: impl Iterator<Item = String>) -> Outcome<Command> {
             "--list" => return Ok(Command::List),
             "--list-shards" => return Ok(Command::ListShards),
             "demo" => return Ok(Command::Demo),
+            "compare" => return Ok(Command::Compare),
             "--keep" => choice.keep = true,
             "--jobs" => {
                 let number = args.next().doing("--jobs wants a number")?;

@@ -5,6 +5,7 @@
 
 use crate::failure::{Doing, Failure, Outcome};
 use crate::wire::{Wire, to_base64};
+use serde_json::Value;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -76,6 +77,31 @@ pub fn gate() -> Vec<Oem> {
         ),
         drop_in("systemd-repart.service", required),
     ]
+}
+
+/// The profile of the product, with one field changed, for the reset unit in the initrd.
+pub fn profile(field: &str, value: Value) -> Outcome<Vec<Oem>> {
+    let text = include_str!("../../src/profile/incusos.json");
+    let mut profile: Value = serde_json::from_str(text).doing("reading the profile")?;
+    *profile.get_mut(field).doing("the profile's field")? = value;
+    let profile = to_base64(profile.to_string().as_bytes());
+    Ok(vec![
+        unit(
+            "test-profile.service",
+            &format!(
+                "[Unit]\nDefaultDependencies=no\nConditionPathExists=/etc/initrd-release\n\
+                 Before=restage-reset.service\n\
+                 [Service]\nType=oneshot\n\
+                 ExecStart=/bin/sh -c 'echo {profile} | base64 -d >/run/test-profile.json'\n"
+            ),
+        ),
+        drop_in(
+            "restage-reset.service",
+            "[Unit]\nWants=test-profile.service\nAfter=test-profile.service\n\
+             [Service]\nExecStart=\n\
+             ExecStart=/usr/bin/restage initrd reset --profile /run/test-profile.json\n",
+        ),
+    ])
 }
 
 /// The harness's end of the shell.

@@ -18,6 +18,7 @@ mod bench;
 mod chance;
 mod cli;
 mod command;
+mod compare;
 mod demo;
 mod disk;
 mod esp;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         }
         Command::Run(choice) => runner::run(&choice),
         Command::Demo => demo::run(),
+        Command::Compare => compare::run(),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -48,6 +48,10 @@ pub struct Machine {
     pub others_first: bool,
     /// SMBIOS strings of the next power-on.
     pub oem: Vec<Oem>,
+    /// More of the kernel command line.
+    pub kernel_arguments: String,
+    /// Whether its disks give back what the guest discards.
+    pub discards: bool,
     /// Bytes a second written to the system disk from the start; 0: no limit.
     pub write_limit: u64,
     /// Where the next power-on logs what it writes to the system disk.
@@ -59,7 +63,7 @@ pub struct Machine {
 
 /// What an emulated processor need not do: detours at indirect jumps, drivers of what
 /// no disk here hangs on, a process for each of several devices at once.
-const UNDER_EMULATION: &str = "io.systemd.stub.kernel-cmdline-extra=mitigations=off \
+const UNDER_EMULATION: &str = "mitigations=off \
     udev.children_max=2 modprobe.blacklist=ahci,i2c_i801,lpc_ich,iTCO_wdt,psmouse,serio_raw,evdev,button";
 
 impl Machine {
@@ -79,6 +83,8 @@ impl Machine {
             others: Vec::new(),
             others_first: false,
             oem: Vec::new(),
+            kernel_arguments: String::new(),
+            discards: true,
             write_limit: 0,
             record: None,
             direct: None,
@@ -142,7 +148,11 @@ impl Machine {
         let mut others = Vec::new();
         for (index, path) in self.others.iter().enumerate() {
             let node = format!("disk{}", index + 1);
-            others.extend(["-blockdev".to_owned(), blockdev(&node, path), "-device".to_owned()]);
+            others.extend([
+                "-blockdev".to_owned(),
+                blockdev(&node, path, self.discards),
+                "-device".to_owned(),
+            ]);
             others.push(format!("virtio-blk-pci,drive={node},id={node}"));
         }
         let others: Vec<&str> = others.iter().map(String::as_str).collect();
@@ -173,8 +183,10 @@ impl Machine {
             add(&["-chardev", &format!("socket,id=tpm,path={path}")]);
             add(&["-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0"]);
         }
-        let emulated = (lab.accel == Accel::Tcg).then(|| UNDER_EMULATION.to_owned());
-        for (index, text) in emulated.iter().chain(&self.oem).enumerate() {
+        let emulated = if lab.accel == Accel::Tcg { UNDER_EMULATION } else { "" };
+        let arguments = format!("{emulated} {}", self.kernel_arguments);
+        let arguments = format!("io.systemd.stub.kernel-cmdline-extra={}", arguments.trim());
+        for (index, text) in std::iter::once(&arguments).chain(&self.oem).enumerate() {
             // From a file: the strings hold commas and may be long.
             let path = sockets.join(format!("oem{index}"));
             std::fs::write(&path, text).doing("writing an SMBIOS string")?;
@@ -205,7 +217,7 @@ impl Machine {
     /// The system disk; what is written to it is logged on its way when that is wanted.
     fn system_disk(&self) -> Outcome<Vec<String>> {
         let Some(log) = &self.record else {
-            return Ok(vec!["-blockdev".to_owned(), blockdev("disk0", &self.disk)]);
+            return Ok(vec!["-blockdev".to_owned(), blockdev("disk0", &self.disk, self.discards)]);
         };
         std::fs::File::create(log).doing("making a log of writes")?;
         // The count of entries is brought up to date with each: a machine may be killed.
@@ -213,7 +225,7 @@ impl Machine {
             "file": "disk0-file", "log-super-update-interval": 1,
             "log": { "driver": "file", "filename": log.display().to_string(),
                      "cache": { "no-flush": true } } });
-        let nodes = [blockdev("disk0-file", &self.disk), logger.to_string()];
+        let nodes = [blockdev("disk0-file", &self.disk, self.discards), logger.to_string()];
         Ok(nodes.into_iter().flat_map(|node| ["-blockdev".to_owned(), node]).collect())
     }
 }
@@ -223,10 +235,11 @@ fn escaped(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }
 
-fn blockdev(node: &str, path: &Path) -> String {
+fn blockdev(node: &str, path: &Path, discards: bool) -> String {
     // no-flush: what the guest flushed is in the host's page cache, which
     // outlives a killed QEMU; waiting for the host's disk would prove nothing.
-    json!({ "driver": "qcow2", "node-name": node, "discard": "unmap",
+    let discard = if discards { "unmap" } else { "ignore" };
+    json!({ "driver": "qcow2", "node-name": node, "discard": discard,
             "cache": { "no-flush": true },
             "file": { "driver": "file", "filename": path.display().to_string(),
                       "cache": { "no-flush": true } } })

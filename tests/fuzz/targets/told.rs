@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
+use restage::plan::facts::HostFacts;
 use restage::platform::{boot_entry, efivar, host, locate, tpm};
+use restage::request::systemd::{Variable, argument};
 
 use crate::bytes::{Bytes, told};
 
@@ -22,16 +24,32 @@ pub fn efi(bytes: &[u8]) {
     if let Some(warning) = boot_entry::differs(&text, "this.efi") {
         assert!(!text.eq_ignore_ascii_case("this.efi") && warning.contains(&text));
     }
+    asked(&text);
 }
+
+/// systemd's request: for this OS, in another boot, or nothing; and never by chance.
+fn asked(text: &str) {
+    let (id, image_id) = (Some("debian".to_owned()), Some("restage-os".to_owned()));
+    let host = HostFacts { os_id: id, image_id, ..HostFacts::default() };
+    match Variable::read(Some(text), &host, Some(uuid::Uuid::nil())) {
+        Variable::Absent => panic!("it is there"),
+        Variable::Foreign(why) => assert!(!why.is_empty()),
+        Variable::Pending | Variable::Now => {
+            // Also with its letters as escapes.
+            assert!(text.contains("debian") || text.contains("\\u"));
+        }
+    }
+}
+
+const SYSTEMD: &str = r#"{"osReleaseId":"debian","osReleaseVersionId":"14","osReleaseImageId":"restage-os","bootId":"00000000000000000000000000000008"}"#;
 
 pub fn efi_seeds() -> Vec<Vec<u8>> {
     let text = |text: &str| {
         let units = text.encode_utf16().flat_map(u16::to_le_bytes);
         [6, 0, 0, 0].into_iter().chain(units).chain([0, 0]).collect()
     };
-    ["", "os_1.efi", "@saved", "this.efi", "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f", "\u{1f600}"]
-        .map(text)
-        .to_vec()
+    let guid = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+    ["", "os_1.efi", "@saved", "this.efi", guid, "\u{1f600}", SYSTEMD].map(text).to_vec()
 }
 
 /// os-release, the SMBIOS UUID, `/proc/meminfo`.
@@ -49,6 +67,11 @@ pub fn machine(bytes: &[u8]) {
     if let Some(uuid) = host::meaningful(text.trim()) {
         assert!(uuid.chars().any(|c| !matches!(c, '0' | '-')));
         assert_eq!(host::meaningful(&uuid.to_ascii_uppercase()), Some(uuid));
+    }
+    if !text.contains(['"', '\'']) {
+        let line = format!("{text} systemd.factory_reset=1");
+        assert_eq!(argument(&line), Some(true));
+        assert!(argument(&format!("{text} systemd.factory-reset=no {line}")) == Some(true));
     }
     if let Some(kib) = host::available_kib(&text) {
         assert_eq!(host::available_kib(&format!("MemAvailable: {kib} kB\n")), Some(kib));

@@ -3,7 +3,7 @@
 
 mod committed;
 mod cuts;
-mod end;
+pub mod end;
 mod incus;
 mod quiet;
 mod refusals;
@@ -16,6 +16,7 @@ mod restore_reset;
 mod restore_skip;
 pub mod restored;
 mod same_boot;
+mod systemd;
 mod tpm;
 
 pub use cuts::fresh_machine;
@@ -31,6 +32,7 @@ const BOOTS: &str = "boots";
 const MORE: &str = "more-boots";
 const KILLS: &str = "kills";
 const INCUS: &str = "incus";
+const SYSTEMD: &str = "systemd";
 const RESTORES: &str = "restores";
 const FULL_RESETS: &str = "replay-full-reset";
 const FULL_RESTORES: &str = "replay-full-restore";
@@ -108,6 +110,10 @@ pub const ALL: &[Scenario] = &[
     long(INCUS, "incus-restore", 20, incus::restore).on_incus(),
     long(INCUS, "incus-resets", 72, incus::resets).on_incus(),
     long(INCUS, "incus-refused", 40, incus::refused).on_incus(),
+    long(SYSTEMD, "systemd-argument", 40, systemd::argument).on_incus(),
+    long(SYSTEMD, "systemd-variable", 50, systemd::variable).on_incus(),
+    long(SYSTEMD, "systemd-refused", 20, systemd::refused).on_incus(),
+    long(SYSTEMD, "systemd-target", 40, systemd::target).on_incus(),
     long(RESTORES, "restore-skips", 60, restore_skip::each),
     long(RESTORES, "restore-cuts", 30, restore_cuts::restore),
     long(RESTORES, "restore-hangs", 19, restore_cuts::hang),
