@@ -6,7 +6,7 @@ use clap::Parser;
 use restage::cli::{Cli, Command, Initrd};
 use restage::command::{Exit, backup, initrd, os, restore};
 use restage::platform::confined;
-use restage::platform::console::clean;
+use restage::platform::console;
 use restage::platform::secrecy::{self, Erasing};
 
 #[global_allocator]
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         Command::Initrd(Initrd::Restore(arguments)) => initrd::restore::restore(arguments),
     };
     let exit = result.unwrap_or_else(|error| {
-        eprintln!("restage: {}", clean(&error.chain()));
+        console::last_words("restage", &error.chain());
         Exit::Failed
     });
     ExitCode::from(exit.status())

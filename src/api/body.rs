@@ -15,6 +15,8 @@ use super::answer::Refusal;
 
 /// So long may a client send nothing in the midst of a body.
 const STALLED: Duration = Duration::from_secs(60);
+/// So long may a whole body take: the largest one, at less than 1 Mbit/s.
+const WHOLE: Duration = Duration::from_secs(15 * 60);
 /// So long is read on for nothing, so that the client comes to read why.
 const DRAINED: Duration = Duration::from_secs(20);
 
@@ -40,8 +42,18 @@ impl Place {
     }
 }
 
-/// All of the body, at its beginning; at most `limit` bytes.
+/// All of the body, at its beginning; at most `limit` bytes, which come in a quarter of an hour or never.
 pub async fn take_in<B>(body: &mut B, place: &Place, limit: u64) -> Result<File, Refusal>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    let why = || format!("the body did not come within {} s", WHOLE.as_secs());
+    let all = tokio::time::timeout(WHOLE, take_in_slowly(body, place, limit)).await;
+    all.unwrap_or_else(|_| Err(Refusal::new(StatusCode::BAD_REQUEST, why())))
+}
+
+async fn take_in_slowly<B>(body: &mut B, place: &Place, limit: u64) -> Result<File, Refusal>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: std::fmt::Display,

@@ -20,6 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutStream;
 
 use super::answer::{Refusal, success};
 use super::body::{self, Place};
@@ -29,6 +30,8 @@ use crate::error::{Doing, Result};
 
 /// So long may a client take for the head of a request.
 const HEAD: Duration = Duration::from_secs(30);
+/// So long may a client read nothing of an answer, in a service.
+pub const STALLED: Duration = Duration::from_secs(60);
 /// So long may a client take to read the answer to what is followed by a reboot.
 const READ: Duration = Duration::from_secs(10);
 /// So long the answer has to get from who asked here to who asked there.
@@ -52,6 +55,8 @@ pub struct Server {
     pub spool: Place,
     /// The largest that is taken in, in bytes.
     pub max_backup_bytes: u64,
+    /// So long may a client read nothing of an answer.
+    pub stalled: Duration,
 }
 
 /// What is being staged by the requests of one connection.
@@ -101,7 +106,10 @@ async fn connection(stream: UnixStream, server: Server) {
     // A client that has said all may shut its side, and one that goes away has said all as well: what it
     // asked for is done, and not left half way.
     http.timer(TokioTimer::new()).header_read_timeout(HEAD).half_close(true);
-    let talk = http.serve_connection(TokioIo::new(stream), service);
+    // A backup that nobody reads would keep one of the few turns.
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(server.stalled));
+    let talk = http.serve_connection(TokioIo::new(Box::pin(stream)), service);
     let too_slow = async {
         while !staging.is_done.get() {
             tokio::time::sleep(GRACE).await;
@@ -221,4 +229,43 @@ fn json(status: StatusCode, body: &Value) -> Answer {
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// Who asks for a backup and does not read it has no turn for ever.
+    #[test]
+    fn a_client_that_does_not_read_is_left() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let server = Server {
+            // It writes without end.
+            restage: Restage { program: "yes".into() },
+            spool: Place::Memory,
+            max_backup_bytes: 0,
+            stalled: Duration::from_millis(500),
+        };
+        // It ends with the test.
+        std::thread::spawn(move || serve(listener, &server).map_err(|error| error.chain()));
+        let ask = |what: &str| {
+            let mut stream = UnixStream::connect(&path).unwrap();
+            stream.write_all(format!("{what} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).unwrap();
+            stream
+        };
+        let silent: Vec<_> =
+            (0..MAX_CONNECTIONS).map(|_| ask("POST /1.0/system/:backup")).collect();
+        let mut late = ask("GET /1.0/nothing");
+        late.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let mut said = [0; 12];
+        late.read_exact(&mut said).unwrap();
+        assert_eq!(&said, b"HTTP/1.1 404");
+        drop(silent);
+    }
 }

@@ -10,7 +10,7 @@ use restage::api::child::Restage;
 use restage::api::serve::{self, Server};
 use restage::apply::restore::extract::OVERHEAD_BYTES;
 use restage::error::{Error, Result};
-use restage::platform::console::{self, Sink, clean};
+use restage::platform::console::{self, Sink};
 use restage::platform::secrecy::{self, Erasing};
 use restage::profile::Profile;
 
@@ -47,6 +47,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         restage: Restage { program: arguments.restage.clone() },
         spool,
         max_backup_bytes: max_backup_bytes.saturating_add(OVERHEAD_BYTES),
+        stalled: serve::STALLED,
     };
     serve::serve(access::listen(&api)?, &server)
 }
@@ -56,8 +57,7 @@ fn main() -> ExitCode {
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let begin = if console::is_journal() { "<3>" } else { "restage-api: " };
-            eprintln!("{begin}{}", clean(&error.chain()));
+            console::last_words("restage-api", &error.chain());
             ExitCode::FAILURE
         }
     }

@@ -49,6 +49,12 @@ pub fn is_journal() -> bool {
     said == format!("{}:{}", found.st_dev, found.st_ino)
 }
 
+/// What a program says at its end when it has failed: an error, where the journal reads it.
+pub fn last_words(program: &str, error: &str) {
+    let begin = if is_journal() { "<3>".to_owned() } else { format!("{program}: ") };
+    eprintln!("{begin}{}", clean(error));
+}
+
 /// Chooses the sink, once.
 pub fn start(sink: Sink) {
     let journal = is_journal();
