@@ -11,9 +11,8 @@ use crate::plan::reset::Ask;
 use crate::platform::{Machine, console};
 use crate::profile::Profile;
 use crate::report::{Outcome, Report};
-use crate::request::stage::{self, Prepared};
 use crate::request::systemd::{ARGUMENT_HAD, Asked, VARIABLE};
-use crate::request::{Operation, Staged, find, stem};
+use crate::request::{Operation, Staged, find, stage, stem};
 
 /// Beside a request that was staged here, and not in the OS.
 const OURS: &str = "SYS";
@@ -64,7 +63,7 @@ fn hear(
     let heard = note(machine, asked, by_argument, found.argument_had, variable);
     if let Err(error) = heard {
         if !found.committed.is_empty() {
-            // The next boot refuses it: no reason not to finish this one.
+            // No reason not to finish this one; at its end the variable is removed once more.
             log::error!("{}", error.chain());
             return Ok(refusals);
         }
@@ -136,10 +135,13 @@ fn stage_default(
     };
     log::info!("{by} asks for a factory reset: it becomes request {id}");
     let reason = match stage::prepare(machine, profile, Ask::default()) {
-        Ok(Ok(prepared)) => match put(machine, profile, &prepared, staged.clone(), id) {
-            Ok(()) => return None,
-            Err(error) => error.chain(),
-        },
+        Ok(Ok(prepared)) => {
+            let by = staged.clone();
+            match stage::stage_marked(machine, profile, &prepared, by, id, Some(OURS)) {
+                Ok(()) => return None,
+                Err(error) => error.chain(),
+            }
+        }
         Ok(Err(refused)) => refused.reason,
         Err(error) => error.chain(),
     };
@@ -157,24 +159,4 @@ fn stage_default(
         log::warn!("{}", error.chain());
     }
     Some(reason)
-}
-
-/// Nothing that can be read is staged. First comes the note that it is ours.
-fn put(
-    machine: &mut Machine,
-    profile: &Profile,
-    prepared: &Prepared,
-    staged: Staged,
-    id: &str,
-) -> Result<()> {
-    let what = || "cannot stage the request on the ESP".to_owned();
-    let stem = stem(id);
-    stage::clear_leftovers(machine.esp.as_mut(), staged.at)?;
-    machine.esp.make_room(&stem).doing(what)?;
-    machine.esp.mark(&format!("{stem}.{OURS}")).doing(what)?;
-    stage::put(machine, profile, prepared, staged, id).inspect_err(|_| {
-        if let Err(error) = clear_away(machine.esp.as_mut(), &stem) {
-            log::warn!("{}", error.chain());
-        }
-    })
 }

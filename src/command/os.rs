@@ -7,14 +7,15 @@ use std::path::Path;
 use serde_json::json;
 
 use super::{Exit, Side, guarded, offline, print_json, running, systemd};
+use crate::apply::probe::{self, Scope};
 use crate::apply::restore;
 use crate::cli::{Cancel, FactoryReset, Place, Status};
 use crate::error::{Doing, Error, Refused, Result};
-use crate::plan::{render, reset};
+use crate::plan::{check, render, reset};
 use crate::platform::console::{self, Sink, clean};
 use crate::platform::esp::{EspDirectory, Others};
 use crate::platform::locate::Mounted;
-use crate::platform::{Machine, Store, boot_entry, efivar, host, read_bounded};
+use crate::platform::{Machine, boot_entry, efivar, host, read_bounded};
 use crate::profile::Profile;
 use crate::request::find;
 use crate::request::stage::{self, Present};
@@ -36,7 +37,7 @@ pub fn factory_reset(arguments: &FactoryReset) -> Result<Exit> {
     };
     let (mut machine, mounted, profile) = open(&arguments.place, Side::Stager)?;
     if arguments.or_staged
-        && let Some(id) = staged_reset(machine.esp.as_ref())?
+        && let Some(id) = staged_reset(&mut machine, &profile)?
     {
         return was_staged(&id, arguments);
     }
@@ -125,13 +126,19 @@ pub fn factory_reset(arguments: &FactoryReset) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// The id of the factory reset that is staged, where there is one, and one only.
-fn staged_reset(store: &dyn Store) -> Result<Option<String>> {
-    let found = find::look(store)?;
+/// The id of the factory reset that is staged, where there is one, and the next boot would accept it.
+fn staged_reset(machine: &mut Machine, profile: &Profile) -> Result<Option<String>> {
+    let found = find::look(machine.esp.as_ref())?;
     let ([stem], []) = (found.staged.as_slice(), found.committed.as_slice()) else {
         return Ok(None);
     };
-    stage::read(store, stem).map(|request| Some(request.id))
+    let Ok(request) = stage::read(machine.esp.as_ref(), stem) else { return Ok(None) };
+    let facts = probe::facts(machine, profile, Scope::Staging)?;
+    if let Err(refused) = check::request(&request, profile, &facts) {
+        log::warn!("{} is staged, and the next boot would refuse it: {refused}", request.id);
+        return Ok(None);
+    }
+    Ok(Some(request.id))
 }
 
 fn was_staged(id: &str, arguments: &FactoryReset) -> Result<Exit> {
@@ -324,6 +331,12 @@ fn of_restores(status: &RestoreStatus) -> Vec<String> {
 pub fn cancel(arguments: &Cancel) -> Result<Exit> {
     console::start(Sink::Terminal);
     let profile = Profile::load(arguments.place.profile.as_deref())?;
+    // A request for this OS, whoever made it, and a marker are one.
+    let by_variable = of_systemd(&arguments.place).is_some();
+    if by_variable {
+        efivar::remove_systemd(VARIABLE)
+            .doing(|| "cannot withdraw systemd's request".to_owned())?;
+    }
     let mut ids = Vec::new();
     let mut left = Ok(());
     if let Some(mut restores) = restores(&arguments.place, &profile)? {
@@ -360,12 +373,6 @@ pub fn cancel(arguments: &Cancel) -> Result<Exit> {
         {
             stage_restore::tidy_flags(restores.store.as_ref(), machine.esp.as_mut())?;
         }
-    }
-    // A request for this OS, whoever made it, and a marker are one.
-    let by_variable = of_systemd(&arguments.place).is_some();
-    if by_variable {
-        efivar::remove_systemd(VARIABLE)
-            .doing(|| "cannot withdraw systemd's request".to_owned())?;
     }
     if arguments.json {
         print_json(&json!({ "cancelled": ids, "systemd": by_variable }))?;

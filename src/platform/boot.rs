@@ -93,15 +93,21 @@ pub fn count_start(what: Started) -> usize {
 /// systemd (258 and later) counts the factory reset of this boot as over once this file is there, and
 /// until then it makes no node by which the root is found.
 const RESET_MODE_LEFT: &str = "/run/systemd/factory-reset-complete";
+/// With it `factory-reset-now.target` is not reached (see `initrd/`).
+const NO_RESET: &str = "/run/restage/no-factory-reset";
+/// Why systemd counts this boot as one of a factory reset, for a restage that is started again.
+const RESET_MODE: &str = "/run/restage/reset-mode";
 const BLOCK_DEVICES: &str = "/sys/class/block";
 
 /// Says that this boot is none of a factory reset (any more), and has udev look at the block devices
 /// again, as `systemd-factory-reset complete --retrigger` does where the reset is systemd's own.
 pub fn leave_reset_mode() {
-    let made = std::fs::create_dir_all("/run/systemd").and_then(|()| File::create(RESET_MODE_LEFT));
-    if let Err(error) = made {
-        log::error!("cannot make {RESET_MODE_LEFT}: {error}");
-        return;
+    for path in [NO_RESET, RESET_MODE_LEFT] {
+        let directory = Path::new(path).parent().unwrap_or(Path::new("/run"));
+        let made = std::fs::create_dir_all(directory).and_then(|()| File::create(path));
+        if let Err(error) = made {
+            log::error!("cannot make {path}: {error}");
+        }
     }
     for device in std::fs::read_dir(BLOCK_DEVICES).into_iter().flatten().flatten() {
         let path = device.path().join("uevent");
@@ -111,6 +117,22 @@ pub fn leave_reset_mode() {
             log::warn!("cannot trigger {}: {error}", path.display());
         }
     }
+}
+
+/// Remembers a word about this boot, unless there is one; the one there is.
+#[must_use]
+pub fn reset_mode(seen: Option<&str>) -> Option<String> {
+    if let Ok(known) = super::read_bounded(Path::new(RESET_MODE), 64) {
+        return Some(String::from_utf8_lossy(&known).into_owned());
+    }
+    let word = seen?;
+    let kept = std::fs::create_dir_all("/run/restage")
+        .and_then(|()| File::create_new(RESET_MODE))
+        .and_then(|mut file| file.write_all(word.as_bytes()));
+    if let Err(error) = kept {
+        log::warn!("cannot make {RESET_MODE}: {error}");
+    }
+    Some(word.to_owned())
 }
 
 /// The id of this boot; none when the kernel does not tell.

@@ -23,7 +23,16 @@ pub fn in_initrd() -> bool {
 /// The machine and OS that this runs on.
 #[must_use]
 pub fn facts() -> HostFacts {
-    let paths: &[&str] = if in_initrd() { &INITRD_RELEASE } else { &OS_RELEASE };
+    facts_from(if in_initrd() { &INITRD_RELEASE } else { &OS_RELEASE })
+}
+
+/// The machine, and the OS that the initrd's own os-release names, by which systemd goes there.
+#[must_use]
+pub fn initrd_facts() -> HostFacts {
+    facts_from(&OS_RELEASE)
+}
+
+fn facts_from(paths: &[&str]) -> HostFacts {
     let release = paths.iter().find_map(|path| read_bounded(Path::new(path), MAX_BYTES).ok());
     let release = release.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let release = release.unwrap_or_default();

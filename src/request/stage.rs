@@ -72,10 +72,25 @@ pub fn stage(
     staged: Staged,
     id: &str,
 ) -> Result<()> {
+    stage_marked(machine, profile, prepared, staged, id, None)
+}
+
+/// The same; before the request there is a mark with this extension.
+pub(crate) fn stage_marked(
+    machine: &mut Machine,
+    profile: &Profile,
+    prepared: &Prepared,
+    staged: Staged,
+    id: &str,
+    mark: Option<&str>,
+) -> Result<()> {
     let what = || "cannot stage the request on the ESP".to_owned();
     clear_leftovers(machine.esp.as_mut(), staged.at).doing(what)?;
     machine.esp.make_room(&super::stem(id)).doing(what)?;
     cancel(machine.esp.as_mut(), staged.at)?;
+    if let Some(extension) = mark {
+        machine.esp.mark(&file_name(id, extension)).doing(what)?;
+    }
     let put = put(machine, profile, prepared, staged, id);
     // Nothing else would remove the seeds before the next boot.
     if put.is_err()
@@ -104,9 +119,7 @@ pub fn clear_leftovers(store: &mut dyn Store, now: u64) -> Result<()> {
     found.leftovers.iter().try_for_each(|stem| clear_away(store, stem))
 }
 
-/// The files of a request, where there is room for them and nothing else is staged: seeds first, then
-/// the request. A failure may leave some of them.
-pub(crate) fn put(
+fn put(
     machine: &mut Machine,
     profile: &Profile,
     prepared: &Prepared,

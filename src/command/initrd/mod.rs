@@ -43,8 +43,8 @@ pub fn reset(arguments: &cli::Reset) -> Result<Exit> {
         return Err(Error::new("this is no initrd: name a --disk and an --esp to work offline"));
     }
     let begin = Instant::now();
-    let asked = systemd::asked();
-    let applied = systemd::leave(asked, at_boot(arguments, asked))?;
+    let this_boot = systemd::Boot::look();
+    let applied = this_boot.leave(at_boot(arguments, this_boot.asked))?;
     if let Applied::Nothing = applied {
         log::info!("nothing is staged ({:.2} s)", begin.elapsed().as_secs_f64());
     }
@@ -92,6 +92,9 @@ fn at_boot(arguments: &cli::Reset, asked: Asked) -> Result<Applied> {
         Err(error) => (Profile::incusos()?, Some(error)),
     };
     let Some(guid) = esp_guid(&profile) else {
+        if asked.is_reset_mode() {
+            log::error!("the ESP is not known: LoaderDevicePartUUID is not set");
+        }
         return Ok(seek::without_variable(&profile));
     };
     let limit = Duration::from_secs(profile.limits.device_wait_s);
@@ -114,6 +117,9 @@ fn at_boot(arguments: &cli::Reset, asked: Asked) -> Result<Applied> {
         return seek::none_of(&all, &profile, &seek::clones(&all));
     }
     let why = broken.unwrap_or_else(|| seek::clones(&located));
+    if asked.is_reset_mode() {
+        log::error!("{}", why.chain());
+    }
     seek::none_of(&located, &profile, &why)
 }
 
@@ -156,7 +162,7 @@ fn work(
         Ok(applied) => Ok(applied),
         Err(error) if is_committed => Ok(Applied::Unfinished(error.after_commit().hold())),
         // A request that could not even be looked at must not lie in wait for another boot.
-        Err(error) => seek::refuse_all(mounted, found, profile, &error).map(Applied::Refused),
+        Err(error) => seek::refuse_all(mounted, profile, &error).map(Applied::Refused),
     };
     if !matches!(applied, Ok(Applied::Unfinished(_) | Applied::RebootFirst)) {
         boot::allow_shell();

@@ -101,8 +101,8 @@ pub fn none_of(located: &[Located], profile: &Profile, why: &Error) -> Result<Ap
     }
     let mut refusals = Vec::new();
     for (one, _) in requests.iter().filter(|(_, staged)| *staged) {
-        let (mounted, found) = look(one, profile)?;
-        let refused = refuse_all(&mounted, &found, profile, why);
+        let (mounted, _) = look(one, profile)?;
+        let refused = refuse_all(&mounted, profile, why);
         mounted.unmount();
         refusals.extend(refused?);
     }
@@ -114,17 +114,13 @@ pub fn none_of(located: &[Located], profile: &Profile, why: &Error) -> Result<Ap
 }
 
 /// Sets every staged request aside. The reasons; an error when one of them stays where it is.
-pub fn refuse_all(
-    mounted: &Mounted,
-    found: &Found,
-    profile: &Profile,
-    why: &Error,
-) -> Result<Vec<String>> {
+pub fn refuse_all(mounted: &Mounted, profile: &Profile, why: &Error) -> Result<Vec<String>> {
     mounted.make_writable().doing(|| "cannot write to the ESP".to_owned())?;
     let mut esp = open_esp(&mounted.path, profile, Side::Reader)?;
     let now = find::look(&esp)?;
     let mut refusals = Vec::new();
-    for stem in found.staged.iter().filter(|stem| now.staged.contains(stem)) {
+    // Also what was staged meanwhile, in systemd's way.
+    for stem in &now.staged {
         let request = crate::request::stage::read(&esp, stem).ok();
         reset::set_aside(&mut esp, stem, request, &why.chain(), host::now())?;
         refusals.push(format!("{stem}: {}", why.chain()));

@@ -124,7 +124,7 @@ pub fn crashes(bench: &mut Bench<'_>) -> Outcome {
     bench.line(&[&format!("restage was ended {CRASHES} times")], 120)?;
     // What the unit gives up is given up in a boot.
     let console = bench.console()?;
-    bench.tells("the unit", &console, &["test-unit: CapBnd: 0000000000224002"])?;
+    bench.tells("the unit", &console, &["test-unit: CapBnd: 0000000000224202"])?;
     bench.tells("the unit", &console, &["test-unit: NoNewPrivs: 1"])?;
     let filter = console.lines().find_map(|line| line.split_once("test-unit: Seccomp:"));
     bench.note(format!("filter of system calls: {}", filter.map_or("", |(_, mode)| mode.trim())));

@@ -178,6 +178,8 @@ pub fn refused(bench: &mut Bench<'_>) -> Outcome {
     let facts = bench.booted(Boot::Usual)?;
     end::same_system(bench, &old, &facts)?;
     mode(bench, "complete", 0)?;
+    let target = bench.console_ever_said("Reached target factory-reset-now.target")?;
+    bench.check("nothing was marked complete by systemd", !target)?;
     bench.power_off()?;
     end::nothing_erased(bench)
 }
