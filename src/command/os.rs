@@ -336,6 +336,10 @@ pub fn cancel(arguments: &Cancel) -> Result<Exit> {
     if by_variable {
         efivar::remove_systemd(VARIABLE)
             .doing(|| "cannot withdraw systemd's request".to_owned())?;
+        // Whatever becomes of the rest.
+        if !arguments.json {
+            print(&format!("cancelled systemd's request ({VARIABLE})\n"))?;
+        }
     }
     let mut ids = Vec::new();
     let mut left = Ok(());
@@ -378,8 +382,6 @@ pub fn cancel(arguments: &Cancel) -> Result<Exit> {
         print_json(&json!({ "cancelled": ids, "systemd": by_variable }))?;
     } else if ids.is_empty() && !by_variable {
         print("nothing is staged\n")?;
-    } else if by_variable {
-        print(&format!("cancelled systemd's request ({VARIABLE})\n"))?;
     }
     for id in ids.iter().filter(|_| !arguments.json) {
         print(&format!("cancelled {id}\n"))?;
