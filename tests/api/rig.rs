@@ -94,7 +94,6 @@ impl Rig {
     pub fn activated(&self, listener: &(impl AsFd + AsRawFd)) -> Command {
         // dash knows descriptors of one digit only.
         let mut whole = Command::new("bash");
-        // Numbers above 9 are no redirection to every shell.
         let number = listener.as_raw_fd();
         rustix::io::fcntl_setfd(listener, rustix::io::FdFlags::empty()).unwrap();
         let command = command(self);
