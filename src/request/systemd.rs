@@ -118,7 +118,7 @@ impl Asked {
         }
     }
 
-    /// Whether systemd counts this boot as one of a factory reset.
+    /// Whether systemd counts this boot as one of a factory reset of this OS.
     #[must_use]
     pub fn is_reset_mode(self) -> bool {
         self.variable || self.argument
