@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use flate2::bufread::GzDecoder;
 use serde::{Deserialize, Serialize};
 
 use crate::cases::{Booted, Case};
@@ -323,7 +324,13 @@ pub fn replay(
     state: &Path,
 ) -> Result<Option<Result<(), String>>, String> {
     let read = || {
-        let mut file = BufReader::new(File::open(state)?);
+        let file = BufReader::new(File::open(state)?);
+        let is_compressed = state.extension().is_some_and(|extension| extension == "gz");
+        let mut file: Box<dyn Read> = if is_compressed {
+            Box::new(BufReader::new(GzDecoder::new(file)))
+        } else {
+            Box::new(file)
+        };
         let (mut line, mut byte) = (Vec::new(), [0]);
         while file.read(&mut byte)? == 1 && byte != *b"\n" {
             line.extend(byte);

@@ -36,10 +36,10 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
         }
         return Ok(verdict.violations.is_empty());
     }
-    // A worker would take an old one for its own.
+    // A worker would take an old one for its own. The states that a violation has left stay.
     for entry in fs::read_dir(&arguments.directory).map_err(|error| error.to_string())? {
         let path = entry.map_err(|error| error.to_string())?.path();
-        if path.is_file() {
+        if path.is_file() && path.extension().is_none_or(|extension| extension != "state") {
             fs::remove_file(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         }
     }

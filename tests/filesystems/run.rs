@@ -67,7 +67,7 @@ pub struct Arguments {
     /// So many kernels at once; as many as there are processors unless told otherwise.
     #[arg(long)]
     pub kernels: Option<u64>,
-    /// Follow a state again that a violation has left.
+    /// Follow a state again that a violation has left; it may be compressed.
     #[arg(long)]
     pub replay: Option<PathBuf>,
     /// Protocols that are known to be wrong, and that have to be seen to fail.
