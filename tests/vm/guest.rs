@@ -27,6 +27,10 @@ pub struct Facts {
     /// The state file's first line.
     pub state: String,
     pub machine_id: String,
+    /// `1`: the firmware boots what is signed, and nothing else.
+    pub secure_boot: String,
+    /// What the kernel lets root do: `[integrity]` is what Secure Boot makes it.
+    pub lockdown: String,
 }
 
 const FACTS: &str = r#"
@@ -46,6 +50,9 @@ cat /proc/sys/kernel/hostname | say hostname
 readlink -f /etc/localtime | sed s,/usr/share/zoneinfo/,, | say timezone
 head -n1 $state/state.txt | say state
 cat /etc/machine-id | say machine_id
+variable=/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c
+od -An -tu1 -j4 $variable 2>/dev/null | tr -d ' ' | say secure_boot
+cat /sys/kernel/security/lockdown 2>/dev/null | say lockdown
 "#;
 
 /// Gathers the facts; a missing one is empty, and scenarios compare.
@@ -74,6 +81,8 @@ impl Facts {
             timezone: take("timezone"),
             state: take("state"),
             machine_id: take("machine_id"),
+            secure_boot: take("secure_boot"),
+            lockdown: take("lockdown"),
         }
     }
 }

@@ -24,6 +24,12 @@ pub enum Image {
 }
 
 impl Image {
+    /// Signed, and booted by a firmware that takes nothing else. The other one is not: tests change its
+    /// command line and its initrd.
+    fn is_signed(self) -> bool {
+        self == Self::Incus
+    }
+
     /// Below `.cache`, unless the variable says otherwise; and where its machines are kept.
     fn places(self) -> (&'static str, &'static str, &'static str) {
         match self {
@@ -51,6 +57,8 @@ pub struct Lab {
     pub qemu: PathBuf,
     pub ovmf_code: PathBuf,
     pub ovmf_vars: PathBuf,
+    /// The firmware has Secure Boot, and with it SMM.
+    pub is_secure: bool,
     pub accel: Accel,
     pub replays: Replays,
     /// What times are multiplied by: emulation, and a neighbour on the cores.
@@ -62,6 +70,7 @@ impl Lab {
     pub fn open(image: Image) -> Outcome<Self> {
         let kept = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../.cache"));
         let (name, variable, place) = image.places();
+        let is_secure = image.is_signed();
         let image = path_from(variable, &kept.join(name));
         if !image.exists() {
             return Err(Failure::new(format!(
@@ -79,13 +88,14 @@ impl Lab {
         for needed in ["qemu-img", "qemu-nbd", "swtpm", "setpriv", "sha256sum"] {
             tool(needed, "")?;
         }
-        let (ovmf_code, ovmf_vars) = firmware()?;
+        let (ovmf_code, ovmf_vars) = firmware(is_secure)?;
         Ok(Self {
             image: image.canonicalize()?,
             cache,
             qemu,
             ovmf_code,
             ovmf_vars,
+            is_secure,
             accel: Accel::Tcg,
             replays: Replays::default(),
             slowness: 1,
@@ -127,10 +137,15 @@ pub fn tool(name: &str, variable: &str) -> Outcome<PathBuf> {
         .doing(format!("looking for the program {name}"))
 }
 
-/// OVMF without Secure Boot and without SMM: the harness boots unsigned images
-/// and adds to the kernel command line, which Secure Boot would ignore.
-fn firmware() -> Outcome<(PathBuf, PathBuf)> {
-    const PAIRS: [(&str, &str); 4] = [
+/// OVMF with Secure Boot and SMM, or without both. Keys it has none: a signed image brings its own.
+fn firmware(is_secure: bool) -> Outcome<(PathBuf, PathBuf)> {
+    const SECURE: [(&str, &str); 4] = [
+        ("OVMF_CODE_4M.secboot.fd", "OVMF_VARS_4M.fd"),
+        ("OVMF_CODE.secboot.fd", "OVMF_VARS.fd"),
+        ("x64/OVMF_CODE.secboot.4m.fd", "x64/OVMF_VARS.4m.fd"),
+        ("ovmf/OVMF_CODE.secboot.fd", "ovmf/OVMF_VARS.fd"),
+    ];
+    const PLAIN: [(&str, &str); 4] = [
         ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"),
         ("OVMF_CODE.fd", "OVMF_VARS.fd"),
         ("x64/OVMF_CODE.4m.fd", "x64/OVMF_VARS.4m.fd"),
@@ -141,12 +156,13 @@ fn firmware() -> Outcome<(PathBuf, PathBuf)> {
         places.insert(0, PathBuf::from(given));
     }
     for place in &places {
-        for (code, vars) in PAIRS {
+        for (code, vars) in if is_secure { SECURE } else { PLAIN } {
             let (code, vars) = (place.join(code), place.join(vars));
             if code.exists() && vars.exists() {
                 return Ok((code, vars));
             }
         }
     }
-    Err(Failure::new("no OVMF firmware (Debian package ovmf)"))
+    let with = if is_secure { "with" } else { "without" };
+    Err(Failure::new(format!("no OVMF firmware {with} Secure Boot (Debian package ovmf)")))
 }

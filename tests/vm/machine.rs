@@ -140,7 +140,14 @@ impl Machine {
             }
         }
         // With two machines on two cores one each runs best; more stall under emulation.
-        add(&["-machine", "q35,smm=off", "-smp", "1", "-m", "1536"]);
+        add(&["-smp", "1", "-m", "1536"]);
+        if lab.is_secure {
+            // Only SMM writes to the flash, or the system could write what it likes to the variables.
+            add(&["-machine", "q35,smm=on"]);
+            add(&["-global", "driver=cfi.pflash01,property=secure,value=on"]);
+        } else {
+            add(&["-machine", "q35,smm=off"]);
+        }
         // A request is bound to this: the same machine at every power-on.
         add(&["-uuid", "7b1f3a52-6d0e-4c59-9a41-2f6a8d3c5e10"]);
         add(&["-rtc", "base=utc", "-device", "virtio-rng-pci"]);
