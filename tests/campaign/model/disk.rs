@@ -10,6 +10,7 @@ use std::io;
 use std::sync::Arc;
 
 use restage::platform::Disk;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::call::{Object, Op};
 use super::{Call, Device, Shared, World};
@@ -28,28 +29,47 @@ struct Chunk {
 
 impl Chunk {
     fn new(bytes: &[u8; CHUNK]) -> Arc<Self> {
+        Arc::new(Self { bytes: *bytes, digest: xxh3_64(bytes) })
+    }
+
+    /// Of this chunk at this place.
+    fn digest_at(&self, index: usize) -> u64 {
         let mut hasher = DefaultHasher::new();
-        bytes.hash(&mut hasher);
-        Arc::new(Self { bytes: *bytes, digest: hasher.finish() })
+        (index, self.digest).hash(&mut hasher);
+        hasher.finish()
     }
 }
 
 #[derive(Clone)]
-struct Medium(Arc<Vec<Arc<Chunk>>>);
+struct Medium {
+    chunks: Arc<Vec<Arc<Chunk>>>,
+    /// Of all chunks and their places; kept up to date by each write.
+    digest: u64,
+}
 
 impl Medium {
+    fn new(bytes: &[u8]) -> Self {
+        let chunks = bytes.chunks(CHUNK).map(|chunk| Chunk::new(chunk.try_into().unwrap()));
+        let chunks: Vec<_> = chunks.collect();
+        let digests = chunks.iter().enumerate().map(|(index, chunk)| chunk.digest_at(index));
+        Self { digest: digests.fold(0, |all, one| all ^ one), chunks: Arc::new(chunks) }
+    }
+
     fn write(&mut self, offset: u64, bytes: &[u8]) {
-        let chunks = Arc::make_mut(&mut self.0);
+        let chunks = Arc::make_mut(&mut self.chunks);
         let mut at = usize::try_from(offset).unwrap();
         let mut rest = bytes;
         while !rest.is_empty() {
             let length = rest.len().min(CHUNK - at % CHUNK);
             let (now, later) = rest.split_at(length);
-            let chunk = &mut chunks[at / CHUNK];
+            let index = at / CHUNK;
+            let chunk = &mut chunks[index];
             if chunk.bytes[at % CHUNK..][..length] != *now {
                 let mut bytes = chunk.bytes;
                 bytes[at % CHUNK..][..length].copy_from_slice(now);
-                *chunk = Chunk::new(&bytes);
+                let new = Chunk::new(&bytes);
+                self.digest ^= chunk.digest_at(index) ^ new.digest_at(index);
+                *chunk = new;
             }
             at += length;
             rest = later;
@@ -62,7 +82,7 @@ impl Medium {
         while !rest.is_empty() {
             let length = rest.len().min(CHUNK - at % CHUNK);
             let (now, later) = rest.split_at_mut(length);
-            now.copy_from_slice(&self.0[at / CHUNK].bytes[at % CHUNK..][..length]);
+            now.copy_from_slice(&self.chunks[at / CHUNK].bytes[at % CHUNK..][..length]);
             at += length;
             rest = later;
         }
@@ -89,15 +109,15 @@ pub struct Sectors {
 impl Sectors {
     /// A disk that holds these bytes.
     pub fn new(bytes: &[u8], sector_bytes: u64) -> Self {
-        let chunks = bytes.chunks(CHUNK).map(|chunk| Chunk::new(chunk.try_into().unwrap()));
-        let medium = Medium(Arc::new(chunks.collect()));
+        let medium = Medium::new(bytes);
         Self { cached: medium.clone(), medium, pending: Vec::new(), sector_bytes }
     }
 
     /// Where another disk differs: offsets of 512 bytes.
     pub fn differences(&self, other: &Self) -> Vec<u64> {
         let mut offsets = Vec::new();
-        for (index, (one, two)) in self.cached.0.iter().zip(other.cached.0.iter()).enumerate() {
+        let pairs = self.cached.chunks.iter().zip(other.cached.chunks.iter());
+        for (index, (one, two)) in pairs.enumerate() {
             if Arc::ptr_eq(one, two) || one.digest == two.digest {
                 continue;
             }
@@ -113,7 +133,7 @@ impl Sectors {
 
     /// Its size in bytes.
     pub fn size_bytes(&self) -> u64 {
-        (self.cached.0.len() * CHUNK) as u64
+        (self.cached.chunks.len() * CHUNK) as u64
     }
 
     /// Puts bytes on it, as another system does: at rest.
@@ -134,12 +154,9 @@ impl Sectors {
         bytes
     }
 
-    pub(super) fn digest(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        for chunk in self.cached.0.iter() {
-            chunk.digest.hash(&mut hasher);
-        }
-        hasher.finish()
+    /// What tells it from all others.
+    pub fn digest(&self) -> u64 {
+        self.cached.digest
     }
 
     pub(super) fn lose(&mut self) {

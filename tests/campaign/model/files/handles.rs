@@ -393,7 +393,7 @@ impl Write for ModelFile {
             if count == 0 && !buffer.is_empty() {
                 return Err(io::Error::from_raw_os_error(28)); // ENOSPC
             }
-            let Some(Item::File(file)) = files.seen.get_mut(&number) else {
+            let Some(Item::File(file)) = Arc::make_mut(&mut files.seen).get_mut(&number) else {
                 return Err(io::ErrorKind::NotFound.into());
             };
             let content = Arc::make_mut(&mut file.content);
@@ -414,7 +414,7 @@ impl Write for ModelFile {
                 // Programs see the length at once.
                 let change =
                     Change::Length { directory: self.directory, name: self.name.clone(), number };
-                apply(&mut files.seen, None, Flavor::Fat, &change, Part::Whole);
+                apply(Arc::make_mut(&mut files.seen), None, Flavor::Fat, &change, Part::Whole);
             } else {
                 files.change(changes);
             }

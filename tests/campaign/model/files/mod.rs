@@ -135,8 +135,8 @@ enum Part {
 #[derive(Clone)]
 pub struct Files {
     flavor: Flavor,
-    medium: Tree,
-    seen: Tree,
+    medium: Arc<Tree>,
+    seen: Arc<Tree>,
     pending: Vec<Pending>,
     next: u64,
     calls: u64,
@@ -167,7 +167,7 @@ pub enum Found {
 impl Files {
     /// An empty one.
     pub fn new(flavor: Flavor) -> Self {
-        let tree = Tree::from([(ROOT, Item::Directory(Arc::default()))]);
+        let tree = Arc::new(Tree::from([(ROOT, Item::Directory(Arc::default()))]));
         Self {
             flavor,
             medium: tree.clone(),
@@ -237,14 +237,14 @@ impl Files {
     }
 
     fn all_below(&self, directory: u64, prefix: &str, found: &mut BTreeMap<String, Found>) {
-        for (name, slot) in self.names(directory) {
+        for (name, slot) in self.names(directory).iter() {
             let path = format!("{prefix}{}", name.to_string_lossy());
             let is = match &self.seen[&slot.number] {
                 Item::Directory(_) => {
                     self.all_below(slot.number, &format!("{path}/"), found);
                     Found::Directory
                 }
-                Item::File(file) => match self.content(file, slot) {
+                Item::File(file) => match self.content(file, *slot) {
                     Some(bytes) => Found::File(bytes),
                     None => Found::Unreadable,
                 },
@@ -253,7 +253,7 @@ impl Files {
         }
     }
 
-    fn names(&self, directory: u64) -> BTreeMap<OsString, Slot> {
+    fn names(&self, directory: u64) -> Arc<BTreeMap<OsString, Slot>> {
         names(&self.seen, directory).clone()
     }
 
@@ -286,7 +286,7 @@ impl Files {
     fn digest_below(&self, directory: u64, hasher: &mut DefaultHasher) {
         let names = names(&self.seen, directory);
         names.len().hash(hasher);
-        for (name, slot) in names {
+        for (name, slot) in names.iter() {
             name.hash(hasher);
             match &self.seen[&slot.number] {
                 Item::Directory(_) => {
@@ -314,7 +314,7 @@ impl Files {
         self.calls += 1;
         for change in changes {
             let (seen, flavor, now) = (&mut self.seen, self.flavor, None);
-            apply(seen, now, flavor, &change, Part::Whole);
+            apply(Arc::make_mut(seen), now, flavor, &change, Part::Whole);
             let is_there = |pending: &Pending| match (&pending.change, &change) {
                 (Change::Content { number: one }, Change::Content { number: other })
                 | (Change::Chained { number: one }, Change::Chained { number: other }) => {
@@ -345,8 +345,8 @@ impl Files {
                 self.pending.push(pending);
                 continue;
             }
-            let (medium, seen) = (&mut self.medium, Some(&self.seen));
-            apply(medium, seen, self.flavor, &pending.change, Part::Whole);
+            let (medium, seen) = (&mut self.medium, Some(&*self.seen));
+            apply(Arc::make_mut(medium), seen, self.flavor, &pending.change, Part::Whole);
         }
         if self.pending.is_empty() {
             self.medium = self.seen.clone();
@@ -387,7 +387,7 @@ impl Files {
             let mut tree = self.medium.clone();
             for (index, part) in chosen {
                 let change = &self.pending[index].change;
-                apply(&mut tree, Some(&self.seen), self.flavor, change, part);
+                apply(Arc::make_mut(&mut tree), Some(&self.seen), self.flavor, change, part);
             }
             self.mounted(tree, &mut images);
         }
@@ -431,12 +431,14 @@ impl Files {
     }
 
     /// A tree as it is found by the next boot: as it is, and repaired where it is not sound.
-    fn mounted(&self, mut tree: Tree, images: &mut Vec<Self>) {
+    fn mounted(&self, mut tree: Arc<Tree>, images: &mut Vec<Self>) {
         let reached = reached(&tree);
-        tree.retain(|number, _| reached.contains(number));
+        if reached.len() < tree.len() {
+            Arc::make_mut(&mut tree).retain(|number, _| reached.contains(number));
+        }
         // What survived has its clusters.
         let mut rooms = self.durable_rooms.clone();
-        for (number, item) in &tree {
+        for (number, item) in tree.iter() {
             let Item::Directory(names) = item else { continue };
             let needed = room_for(names);
             if needed > CLUSTER_ENTRIES && rooms.get(number).is_none_or(|room| *room < needed) {
@@ -476,15 +478,17 @@ impl Files {
             .map(|(number, _)| *number)
             .collect();
         for directory in directories {
-            for (name, slot) in self.names(directory) {
+            for (name, slot) in self.names(directory).iter() {
+                let slot = *slot;
                 let is_directory = matches!(self.seen[&slot.number], Item::Directory(_));
                 let is_shared = !is_directory && !owners.insert(slot.number);
                 if self.is_broken(slot) || (is_shared && slot.bytes > 0) {
                     // Its own file again, and empty.
                     let number = self.next;
                     self.next += 1;
-                    self.seen.insert(number, Item::File(File::default()));
-                    put(&mut self.seen, directory, &name, Slot { number, bytes: 0 });
+                    let seen = Arc::make_mut(&mut self.seen);
+                    seen.insert(number, Item::File(File::default()));
+                    put(seen, directory, name, Slot { number, bytes: 0 });
                     is_changed = true;
                 }
             }
@@ -527,7 +531,7 @@ fn room_for(names: &BTreeMap<OsString, Slot>) -> usize {
     needed.next_multiple_of(CLUSTER_ENTRIES)
 }
 
-fn names(tree: &Tree, directory: u64) -> &BTreeMap<OsString, Slot> {
+fn names(tree: &Tree, directory: u64) -> &Arc<BTreeMap<OsString, Slot>> {
     match &tree[&directory] {
         Item::Directory(names) => names,
         Item::File(_) => panic!("{directory} is no directory"),
