@@ -207,7 +207,7 @@ build_tools_tree() {
 # What the second image is signed with: made once, and worth nothing elsewhere.
 make_secure_boot_key() {
     local dir=$CACHE/secure-boot
-    [[ ! -e $dir/certificate ]] || return 0
+    [[ ! -s $dir/certificate || ! -r $dir/key || ! -s $dir/key ]] || return 0
     say "making a key for Secure Boot"
     mkdir -p "$dir"
     (umask 077 && openssl genpkey -quiet -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out "$dir/key")

@@ -38,6 +38,8 @@ pub struct Reach {
     pub fsck: u64,
     /// Give up after so many violations.
     pub violations: usize,
+    /// Keep the states that they are seen in.
+    pub keeps: bool,
 }
 
 /// What was seen of one operation.
@@ -227,8 +229,10 @@ impl<'a> Explorer<'a> {
     fn violation(&mut self, kept: &Kept, is_checked: bool, what: String) {
         let path = format!("{}{}", kept.path, if is_checked { ":fsck" } else { "" });
         let state = self.directory.join(format!("{}.state", path.replace(['/', ':'], "-")));
-        let saved = File::create(&state).and_then(|file| save(kept, is_checked, file));
-        saved.unwrap_or_else(|error| panic!("{}: {error}", state.display()));
+        if self.reach.keeps {
+            let saved = File::create(&state).and_then(|file| save(kept, is_checked, file));
+            saved.unwrap_or_else(|error| panic!("{}: {error}", state.display()));
+        }
         println!("VIOLATION {path}: {what}");
         self.verdict.violations.push(Violation { path, what, state });
     }
@@ -322,6 +326,7 @@ pub fn replay(
     cases: &[Box<dyn Case>],
     rig: &mut Rig,
     state: &Path,
+    is_staged: bool,
 ) -> Result<Option<Result<(), String>>, String> {
     let read = || {
         let file = BufReader::new(File::open(state)?);
@@ -348,6 +353,12 @@ pub fn replay(
     let name = kept.path.split(':').next().unwrap_or("");
     let case = cases.iter().find(|case| case.name() == name);
     let Some(case) = case else { return Ok(None) };
+    if is_staged {
+        println!("{}, asked for once more", kept.path);
+        rig.load(&kept.image, Beside { has_returned: false, ..kept.beside });
+        rig.switch_on()?;
+        return Ok(Some(case.stage_anew(rig)));
+    }
     println!("{}, {} check", kept.path, if is_checked { "after a" } else { "without a" });
     Ok(Some(recover(case.as_ref(), rig, &kept, is_checked, false).map(drop)))
 }

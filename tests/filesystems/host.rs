@@ -39,7 +39,8 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     // A worker would take an old one for its own. The states that a violation has left stay.
     for entry in fs::read_dir(&arguments.directory).map_err(|error| error.to_string())? {
         let path = entry.map_err(|error| error.to_string())?.path();
-        if path.is_file() && path.extension().is_none_or(|extension| extension != "state") {
+        let is_state = path.extension().is_some_and(|extension| extension == "state");
+        if path.is_file() && !is_state {
             fs::remove_file(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         }
     }
@@ -151,6 +152,7 @@ fn start(task: &Task, arguments: &Arguments) -> Result<Kernel, String> {
         command.arg(format!("--{name}={value}"));
     }
     command.args(arguments.say.then_some("--say"));
+    command.args(arguments.stage.then_some("--stage"));
     command.args(arguments.controls.then_some("--controls"));
     command.args(arguments.replay.as_ref().map(|path| format!("--replay={}", path.display())));
     command.args(&arguments.cases);

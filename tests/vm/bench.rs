@@ -256,7 +256,7 @@ impl<'a> Bench<'a> {
         Err(Failure::new(format!("waiting for the system: {last}")))
     }
 
-    /// Nothing of what is signed was booted as if it were not.
+    /// Secure Boot and lockdown are on where this firmware has them, and nowhere else.
     fn secured(&self, facts: &Facts) -> Outcome {
         let (secure_boot, lockdown) = (facts.secure_boot == "1", &facts.lockdown);
         let is_locked = lockdown.contains("[integrity]") || lockdown.contains("[confidentiality]");

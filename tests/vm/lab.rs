@@ -24,8 +24,8 @@ pub enum Image {
 }
 
 impl Image {
-    /// Signed, and booted by a firmware that takes nothing else. The other one is not: tests change its
-    /// command line and its initrd.
+    /// Signed, and booted by a firmware that takes nothing else. The other one is not: tests change what
+    /// is in its UKI.
     fn is_signed(self) -> bool {
         self == Self::Incus
     }

@@ -29,11 +29,12 @@ pub fn choose(lab: &mut Lab, tell: &dyn Fn(&str)) -> Outcome {
 
 fn tried(lab: &mut Lab, tell: &dyn Fn(&str)) -> Outcome<Accel> {
     let memo = lab.cache.join("accel");
-    // Of this boot of the host: another kernel may do better.
+    // Of this boot of the host, and of this firmware: another kernel may do better, SMM worse.
     let boot =
         fs::read_to_string("/proc/sys/kernel/random/boot_id").doing("reading the boot id")?;
+    let boot = format!("{boot}{}\n", lab.ovmf_code.display());
     if let Some(known) =
-        fs::read_to_string(&memo).ok().as_deref().and_then(|t| t.strip_prefix(&boot))
+        fs::read_to_string(&memo).ok().as_deref().and_then(|t| t.strip_prefix(boot.as_str()))
     {
         return Ok(if known == "kvm" { Accel::Kvm } else { Accel::Tcg });
     }

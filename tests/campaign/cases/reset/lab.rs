@@ -290,8 +290,7 @@ impl Lab {
         assert!(!seed.contains(&SECRET) || !self.shape.has_seed);
     }
 
-    /// What must be so at any instant.
-    /// How many there are: at any instant they are found.
+    /// How many partitions a disk has, which can be told at any instant.
     fn partitions(&self, image: &World) -> Result<usize, String> {
         let digest = image.disk.digest();
         if let Some(known) = self.partitions.lock().unwrap().get(&digest) {
@@ -303,6 +302,7 @@ impl Lab {
         Ok(facts.partitions.len())
     }
 
+    /// What must be so at any instant.
     pub fn check_image(&self, image: &World) -> Result<(), String> {
         if image.esp.has_grown_committed {
             return Err("restage's directory on the ESP grows beside a journal".to_owned());

@@ -191,11 +191,16 @@ impl Files {
         self.durable_rooms.clear();
     }
 
+    /// So many entries of 32 bytes a directory has clusters for.
+    fn entries(&self, directory: u64) -> usize {
+        self.rooms.get(&directory).copied().unwrap_or(CLUSTER_ENTRIES)
+    }
+
     /// What is in a directory has to have room.
     fn grow(&mut self, directory: u64) {
         let Some(Item::Directory(names)) = self.seen.get(&directory) else { return };
-        let needed = room_for(names);
-        let room = self.rooms.get(&directory).copied().unwrap_or(CLUSTER_ENTRIES);
+        let needed = room_for(names.keys());
+        let room = self.entries(directory);
         if self.flavor == Flavor::Fat && needed > room {
             let is_journal = |name: &OsString| name.as_encoded_bytes().ends_with(b".JNL");
             self.has_grown_committed |= names.keys().any(is_journal);
@@ -285,8 +290,10 @@ impl Files {
 
     fn digest_below(&self, directory: u64, hasher: &mut DefaultHasher) {
         let names = names(&self.seen, directory);
-        names.len().hash(hasher);
-        for (name, slot) in names.iter() {
+        // Which fillers a cut has left, and how many, makes no machine another one.
+        let fillers = names.keys().filter(|name| is_filler(name)).count();
+        (names.len() - fillers, fillers > 0).hash(hasher);
+        for (name, slot) in names.iter().filter(|(name, _)| !is_filler(name)) {
             name.hash(hasher);
             match &self.seen[&slot.number] {
                 Item::Directory(_) => {
@@ -436,11 +443,11 @@ impl Files {
         if reached.len() < tree.len() {
             Arc::make_mut(&mut tree).retain(|number, _| reached.contains(number));
         }
-        // What survived has its clusters.
+        // What survived has its clusters. Those that only fillers have are room that was not yet made.
         let mut rooms = self.durable_rooms.clone();
         for (number, item) in tree.iter() {
             let Item::Directory(names) = item else { continue };
-            let needed = room_for(names);
+            let needed = room_for(names.keys().filter(|name| !is_filler(name)));
             if needed > CLUSTER_ENTRIES && rooms.get(number).is_none_or(|room| *room < needed) {
                 rooms.insert(*number, needed);
             }
@@ -525,9 +532,14 @@ fn entries(name: &OsStr) -> usize {
     if is_short && is_upper { 1 } else { 1 + bytes.len().div_ceil(13) }
 }
 
+/// Whether it takes room for other names.
+fn is_filler(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| name.contains(".room") || name.contains(".Z"))
+}
+
 /// The entries of the clusters that these names need, and the directory's two own.
-fn room_for(names: &BTreeMap<OsString, Slot>) -> usize {
-    let needed = 2 + names.keys().map(|name| entries(name)).sum::<usize>();
+fn room_for<'a>(names: impl Iterator<Item = &'a OsString>) -> usize {
+    let needed = 2 + names.map(|name| entries(name)).sum::<usize>();
     needed.next_multiple_of(CLUSTER_ENTRIES)
 }
 
