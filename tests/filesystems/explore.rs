@@ -9,7 +9,6 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use flate2::bufread::GzDecoder;
 use serde::{Deserialize, Serialize};
 
 use crate::cases::{Booted, Case};
@@ -38,8 +37,6 @@ pub struct Reach {
     pub fsck: u64,
     /// Give up after so many violations.
     pub violations: usize,
-    /// Keep the states that they are seen in.
-    pub keeps: bool,
 }
 
 /// What was seen of one operation.
@@ -229,10 +226,8 @@ impl<'a> Explorer<'a> {
     fn violation(&mut self, kept: &Kept, is_checked: bool, what: String) {
         let path = format!("{}{}", kept.path, if is_checked { ":fsck" } else { "" });
         let state = self.directory.join(format!("{}.state", path.replace(['/', ':'], "-")));
-        if self.reach.keeps {
-            let saved = File::create(&state).and_then(|file| save(kept, is_checked, file));
-            saved.unwrap_or_else(|error| panic!("{}: {error}", state.display()));
-        }
+        let saved = File::create(&state).and_then(|file| save(kept, is_checked, file));
+        saved.unwrap_or_else(|error| panic!("{}: {error}", state.display()));
         println!("VIOLATION {path}: {what}");
         self.verdict.violations.push(Violation { path, what, state });
     }
@@ -326,16 +321,9 @@ pub fn replay(
     cases: &[Box<dyn Case>],
     rig: &mut Rig,
     state: &Path,
-    is_staged: bool,
 ) -> Result<Option<Result<(), String>>, String> {
     let read = || {
-        let file = BufReader::new(File::open(state)?);
-        let is_compressed = state.extension().is_some_and(|extension| extension == "gz");
-        let mut file: Box<dyn Read> = if is_compressed {
-            Box::new(BufReader::new(GzDecoder::new(file)))
-        } else {
-            Box::new(file)
-        };
+        let mut file = BufReader::new(File::open(state)?);
         let (mut line, mut byte) = (Vec::new(), [0]);
         while file.read(&mut byte)? == 1 && byte != *b"\n" {
             line.extend(byte);
@@ -353,12 +341,6 @@ pub fn replay(
     let name = kept.path.split(':').next().unwrap_or("");
     let case = cases.iter().find(|case| case.name() == name);
     let Some(case) = case else { return Ok(None) };
-    if is_staged {
-        println!("{}, asked for once more", kept.path);
-        rig.load(&kept.image, Beside { has_returned: false, ..kept.beside });
-        rig.switch_on()?;
-        return Ok(Some(case.stage_anew(rig)));
-    }
     println!("{}, {} check", kept.path, if is_checked { "after a" } else { "without a" });
     Ok(Some(recover(case.as_ref(), rig, &kept, is_checked, false).map(drop)))
 }

@@ -36,11 +36,10 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
         }
         return Ok(verdict.violations.is_empty());
     }
-    // A worker would take an old one for its own. The states that a violation has left stay.
+    // A worker would take an old one for its own.
     for entry in fs::read_dir(&arguments.directory).map_err(|error| error.to_string())? {
         let path = entry.map_err(|error| error.to_string())?.path();
-        let is_state = path.extension().is_some_and(|extension| extension == "state");
-        if path.is_file() && !is_state {
+        if path.is_file() {
             fs::remove_file(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         }
     }
@@ -152,7 +151,6 @@ fn start(task: &Task, arguments: &Arguments) -> Result<Kernel, String> {
         command.arg(format!("--{name}={value}"));
     }
     command.args(arguments.say.then_some("--say"));
-    command.args(arguments.stage.then_some("--stage"));
     command.args(arguments.controls.then_some("--controls"));
     command.args(arguments.replay.as_ref().map(|path| format!("--replay={}", path.display())));
     command.args(&arguments.cases);

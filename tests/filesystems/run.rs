@@ -67,12 +67,9 @@ pub struct Arguments {
     /// So many kernels at once; as many as there are processors unless told otherwise.
     #[arg(long)]
     pub kernels: Option<u64>,
-    /// Follow a state again that a violation has left; it may be compressed.
+    /// Follow a state again that a violation has left.
     #[arg(long)]
     pub replay: Option<PathBuf>,
-    /// With it: do not boot that state, but ask for the same once more in the OS.
-    #[arg(long, requires = "replay")]
-    pub stage: bool,
     /// Protocols that are known to be wrong, and that have to be seen to fail.
     #[arg(long)]
     pub controls: bool,

@@ -534,7 +534,7 @@ fn entries(name: &OsStr) -> usize {
 
 /// Whether it takes room for other names.
 fn is_filler(name: &OsStr) -> bool {
-    name.to_str().is_some_and(|name| name.contains(".room") || name.contains(".Z"))
+    name.to_str().is_some_and(|name| name.contains(".room"))
 }
 
 /// The entries of the clusters that these names need, and the directory's two own.
