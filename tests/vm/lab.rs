@@ -137,7 +137,7 @@ pub fn tool(name: &str, variable: &str) -> Outcome<PathBuf> {
         .doing(format!("looking for the program {name}"))
 }
 
-/// OVMF with Secure Boot and SMM, or without both. Keys it has none: a signed image brings its own.
+/// OVMF with Secure Boot and SMM, or without both. It has no keys: a signed image brings its own.
 fn firmware(is_secure: bool) -> Outcome<(PathBuf, PathBuf)> {
     const SECURE: [(&str, &str); 4] = [
         ("OVMF_CODE_4M.secboot.fd", "OVMF_VARS_4M.fd"),
