@@ -116,7 +116,7 @@ impl ModelDirectory {
 
     fn node_of(files: &Files, number: u64, bytes: usize) -> Node {
         let (kind, bytes) = match &files.seen[&number] {
-            Item::Directory(_) => (NodeKind::Directory, files.entries(number) * 32),
+            Item::Directory(_) => (NodeKind::Directory, 0),
             Item::File(file) if files.flavor == Flavor::Ext4 => {
                 (NodeKind::File, file.content.bytes.len())
             }
