@@ -114,6 +114,10 @@ fn main() -> ExitCode {
         let begin = Instant::now();
         let figures = explore::explore(case.as_ref(), reach, threads);
         tell(case.name(), &figures, begin);
+        if let Some(first) = figures.violations.first() {
+            let (scatter, path) = (arguments.scatter, &first.path);
+            println!("see it again: restage-campaign --scatter {scatter} --replay {path}");
+        }
         failed |= !figures.violations.is_empty();
         let operation = operation(case.name(), &figures);
         for (step, runs) in operation.steps.iter().filter(|(_, runs)| **runs < arguments.each) {
@@ -153,9 +157,6 @@ fn tell(name: &str, figures: &Figures, begin: Instant) {
     println!("    they ended: {}", list(operation.outcomes));
     for violation in &figures.violations {
         println!("VIOLATION {}: {}", violation.path, violation.what);
-    }
-    if let Some(first) = figures.violations.first() {
-        println!("see it again: restage-campaign --replay {}", first.path);
     }
 }
 

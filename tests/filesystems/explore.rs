@@ -9,13 +9,15 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use flate2::bufread::GzDecoder;
 use serde::{Deserialize, Serialize};
 
 use crate::cases::{Booted, Case};
 use crate::image::Image;
 use crate::medium::{Beside, Recording};
-use crate::rig::Rig;
+use crate::rig::{self, Rig};
 use crate::states;
+use crate::{Arguments, Replayed};
 
 /// Boots until an operation must be over.
 const MAX_BOOTS: usize = 8;
@@ -37,6 +39,8 @@ pub struct Reach {
     pub fsck: u64,
     /// Give up after so many violations.
     pub violations: usize,
+    /// Keep the states that they are seen in.
+    pub keeps: bool,
 }
 
 /// What was seen of one operation.
@@ -226,8 +230,10 @@ impl<'a> Explorer<'a> {
     fn violation(&mut self, kept: &Kept, is_checked: bool, what: String) {
         let path = format!("{}{}", kept.path, if is_checked { ":fsck" } else { "" });
         let state = self.directory.join(format!("{}.state", path.replace(['/', ':'], "-")));
-        let saved = File::create(&state).and_then(|file| save(kept, is_checked, file));
-        saved.unwrap_or_else(|error| panic!("{}: {error}", state.display()));
+        if self.reach.keeps {
+            let saved = File::create(&state).and_then(|file| save(kept, is_checked, file));
+            saved.unwrap_or_else(|error| panic!("{}: {error}", state.display()));
+        }
         println!("VIOLATION {path}: {what}");
         self.verdict.violations.push(Violation { path, what, state });
     }
@@ -321,9 +327,16 @@ pub fn replay(
     cases: &[Box<dyn Case>],
     rig: &mut Rig,
     state: &Path,
+    arguments: &Arguments,
 ) -> Result<Option<Result<(), String>>, String> {
     let read = || {
-        let mut file = BufReader::new(File::open(state)?);
+        let file = BufReader::new(File::open(state)?);
+        let is_compressed = state.extension().is_some_and(|extension| extension == "gz");
+        let mut file: Box<dyn Read> = if is_compressed {
+            Box::new(BufReader::new(GzDecoder::new(file)))
+        } else {
+            Box::new(file)
+        };
         let (mut line, mut byte) = (Vec::new(), [0]);
         while file.read(&mut byte)? == 1 && byte != *b"\n" {
             line.extend(byte);
@@ -341,6 +354,17 @@ pub fn replay(
     let name = kept.path.split(':').next().unwrap_or("");
     let case = cases.iter().find(|case| case.name() == name);
     let Some(case) = case else { return Ok(None) };
+    if arguments.replay_as == Replayed::BootWithGap {
+        rig.load(&kept.image, Beside { has_returned: false, ..kept.beside });
+        rig.switch_on()?;
+        rig::refuses_long_names()?;
+    }
+    if arguments.replay_as == Replayed::Stage {
+        println!("{}, asked for once more", kept.path);
+        rig.load(&kept.image, Beside { has_returned: false, ..kept.beside });
+        rig.switch_on()?;
+        return Ok(Some(case.stage_anew(rig)));
+    }
     println!("{}, {} check", kept.path, if is_checked { "after a" } else { "without a" });
     Ok(Some(recover(case.as_ref(), rig, &kept, is_checked, false).map(drop)))
 }

@@ -9,6 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
+
 use rustix::process::{Pid, Signal, kill_process_group};
 use rustix::thread::{CpuSet, sched_getaffinity};
 
@@ -36,10 +38,11 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
         }
         return Ok(verdict.violations.is_empty());
     }
-    // A worker would take an old one for its own.
+    // A worker would take an old one for its own. The states that a violation has left stay.
     for entry in fs::read_dir(&arguments.directory).map_err(|error| error.to_string())? {
         let path = entry.map_err(|error| error.to_string())?.path();
-        if path.is_file() {
+        let is_state = path.extension().is_some_and(|extension| extension == "state");
+        if path.is_file() && !is_state {
             fs::remove_file(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         }
     }
@@ -152,7 +155,12 @@ fn start(task: &Task, arguments: &Arguments) -> Result<Kernel, String> {
     }
     command.args(arguments.say.then_some("--say"));
     command.args(arguments.controls.then_some("--controls"));
-    command.args(arguments.replay.as_ref().map(|path| format!("--replay={}", path.display())));
+    if let Some(path) = &arguments.replay {
+        let replay_as =
+            arguments.replay_as.to_possible_value().map(|value| value.get_name().to_owned());
+        command.arg(format!("--replay={}", path.display()));
+        command.args(replay_as.map(|value| format!("--replay-as={value}")));
+    }
     command.args(&arguments.cases);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     // Its helpers end with it.

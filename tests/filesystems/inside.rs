@@ -108,7 +108,7 @@ fn work(task: &Task, arguments: &Arguments) -> Result<Verdict, String> {
     for make in if arguments.controls { cases::CONTROLS } else { cases::OPERATIONS } {
         let mut all = make(&mut rig)?;
         if let Some(state) = arguments.replay.as_deref() {
-            if let Some(ended) = explore::replay(&all, &mut rig, state)? {
+            if let Some(ended) = explore::replay(&all, &mut rig, state, arguments)? {
                 let (path, state) = (state.display().to_string(), state.to_owned());
                 let violation = |what| explore::Violation { path, what, state };
                 verdict.violations.extend(ended.err().map(violation));
@@ -128,6 +128,7 @@ fn work(task: &Task, arguments: &Arguments) -> Result<Verdict, String> {
                     one_in: arguments.one_in,
                     fsck: arguments.fsck,
                     violations: arguments.violations,
+                    keeps: !arguments.controls,
                 };
                 let mut explorer = Explorer::new(&mut rig, &arguments.directory, reach);
                 for case in &all {

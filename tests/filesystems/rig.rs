@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use restage::platform::locate::{self, Mounted};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
@@ -111,6 +112,17 @@ impl Rig {
         let done = work(at);
         unmount(at, UnmountFlags::empty()).map_err(|e| format!("the ESP is kept busy: {e}"))?;
         Ok(done)
+    }
+}
+
+/// Whether the kernel meets, in restage's directory, the end before names: it is to refuse one of some names
+/// of many entries, and makes the ESP read-only.
+pub fn refuses_long_names() -> Result<(), String> {
+    let path = |at: &Path, number: u32| at.join("restage").join(format!("{number:x<255}"));
+    let made = Rig::in_os(|at| (10..30).try_for_each(|n| File::create(path(at, n)).map(drop)))?;
+    match made.map_err(|error| error.raw_os_error()) {
+        Err(Some(code)) if code == Errno::IO.raw_os_error() => Ok(()),
+        other => Err(format!("long names are made ({other:?}): no gap is here, or no harm in it")),
     }
 }
 

@@ -36,7 +36,19 @@ mod volume;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+
+/// How a state is followed again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Replayed {
+    /// As it was.
+    Boot,
+    /// As it was; but first the kernel must refuse long names in restage's directory, or the state shows
+    /// nothing any more.
+    BootWithGap,
+    /// It is not booted: the same is asked for once more in the OS.
+    Stage,
+}
 
 /// Interrupts every operation of restage on real file systems.
 #[derive(Clone, Debug, Parser)]
@@ -67,9 +79,12 @@ pub struct Arguments {
     /// So many kernels at once; as many as there are processors unless told otherwise.
     #[arg(long)]
     pub kernels: Option<u64>,
-    /// Follow a state again that a violation has left.
+    /// Follow a state again that a violation has left; it may be compressed.
     #[arg(long)]
     pub replay: Option<PathBuf>,
+    /// What to do with it.
+    #[arg(long, requires = "replay", value_enum, default_value_t = Replayed::Boot)]
+    pub replay_as: Replayed,
     /// Protocols that are known to be wrong, and that have to be seen to fail.
     #[arg(long)]
     pub controls: bool,

@@ -5,6 +5,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+use super::files::is_filler;
 use super::{Call, Device, World};
 
 /// What a call is about.
@@ -35,6 +36,16 @@ pub struct Op<'a> {
     pub verb: &'static str,
     /// To what.
     pub object: Object<'a>,
+}
+
+impl Op<'_> {
+    /// What it does to a name that only takes room for others.
+    pub(super) fn of_filler(&self) -> Option<&'static str> {
+        match self.object {
+            Object::Name(_, name) if is_filler(name) => Some(self.verb),
+            _ => None,
+        }
+    }
 }
 
 /// A call, told.

@@ -126,6 +126,8 @@ pub struct World {
     pub listing: Option<Listing>,
     gone: Option<Device>,
     tracing: Option<Trace>,
+    /// What the last change did to a name that only takes room.
+    of_filler: Option<&'static str>,
 }
 
 /// The machine right after a call that changed something.
@@ -164,6 +166,7 @@ impl World {
             listing: None,
             gone: None,
             tracing: None,
+            of_filler: None,
         }
     }
 
@@ -242,6 +245,14 @@ impl World {
                 error()
             }
         };
+        if call != Call::Read {
+            // How many of them there are makes no machine another one.
+            let of_filler = op.of_filler();
+            if of_filler.is_some() && self.of_filler == of_filler {
+                self.more_of_the_same();
+            }
+            self.of_filler = of_filler;
+        }
         if call != Call::Read
             && let Some(tracing) = &self.tracing
         {

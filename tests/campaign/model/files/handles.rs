@@ -116,24 +116,14 @@ impl ModelDirectory {
 
     fn node_of(files: &Files, number: u64, bytes: usize) -> Node {
         let (kind, bytes) = match &files.seen[&number] {
-            Item::Directory(_) => (NodeKind::Directory, 0),
+            Item::Directory(_) => (NodeKind::Directory, files.bytes_of_directory(number)),
             Item::File(file) if files.flavor == Flavor::Ext4 => {
-                (NodeKind::File, file.content.bytes.len())
+                (NodeKind::File, file.content.bytes.len() as u64)
             }
-            Item::File(_) => (NodeKind::File, bytes),
+            Item::File(_) => (NodeKind::File, bytes as u64),
         };
         let mode = if kind == NodeKind::Directory { 0o700 } else { 0o600 };
-        Node {
-            kind,
-            bytes: bytes as u64,
-            number,
-            device: 7,
-            links: 1,
-            mode,
-            owner: 0,
-            group: 0,
-            modified: 1000,
-        }
+        Node { kind, bytes, number, device: 7, links: 1, mode, owner: 0, group: 0, modified: 1000 }
     }
 
     fn remove(&self, name: &OsStr, is_directory: bool) -> io::Result<bool> {
