@@ -17,7 +17,7 @@ use crate::told::State;
 
 const EIO: i32 = 5;
 /// More boots than it takes to hold.
-const BOOTS: usize = 5;
+const BOOTS: usize = 8;
 
 /// Reads, changes or syncs of the same object.
 const KINDS: [&[Call]; 3] = [&[Call::Read], &[Call::Change, Call::Write], &[Call::Sync]];
@@ -25,7 +25,7 @@ const KINDS: [&[Call]; 3] = [&[Call::Read], &[Call::Change, Call::Write], &[Call
 /// Runs them all.
 pub fn run(wanted: Wanted<'_>) -> Seen {
     let mut seen = Seen::default();
-    for name in ["reset", "restore"] {
+    for name in ["reset", "restore", "confirm", "roll-back"] {
         let case = cases::all().into_iter().find(|case| case.name() == name).unwrap();
         let (calls, _) = calls_of(case.as_ref());
         let phases = phases(case.as_ref(), &calls);
@@ -75,7 +75,11 @@ fn judge(case: &dyn Case, broken: &Broken, wanted: Wanted<'_>) -> Result<(), Str
         last = world.borrow().met.last().map(|met| (met.clone(), told.why.clone())).or(last);
         image = world.borrow().settled();
         case.check_image(&image)?;
-        let is_over = told.state != State::Unfinished;
+        let is_over = match told.state {
+            State::Unfinished => false,
+            State::Later => !is_end(case.name()),
+            _ => true,
+        };
         if told.state == State::Unfinished && told.next == Next::HoldForOperator {
             let (met, why) = last.as_ref().ok_or("it holds, and nothing has failed")?;
             if !why.contains(&names::cause(EIO)) || !why.contains(short(&met.object)) {
@@ -97,6 +101,29 @@ fn short(object: &str) -> &str {
     if object.starts_with("sectors ") { "the disk" } else { object }
 }
 
+/// Whether it begins in the window, where a state is in place that works.
+fn is_end(case: &str) -> bool {
+    ["confirm", "roll-back"].contains(&case)
+}
+
+/// A roll-back that is not decided is tried again by five boots, and holds then, or at once where that
+/// cannot be counted. After the decision the state in place stays, no boot holds, and what remains is tried
+/// again by each. A confirmation that was not begun is none.
+fn is_right_at_end(story: &[(State, Next)]) -> bool {
+    use Next::{ContinueBoot, HoldForOperator, RetryNextBoot};
+    let is_undecided = |one: &&(State, Next)| one.0 == State::Unfinished;
+    let (undecided, decided) = story.split_at(story.iter().take_while(is_undecided).count());
+    let retries = undecided.iter().take_while(|(_, next)| *next == RetryNextBoot).count();
+    let over = [State::Done, State::RolledBack, State::Nothing, State::Failed];
+    let later = match decided {
+        [later @ .., (last, ContinueBoot)] if over.contains(last) => later,
+        all => all,
+    };
+    retries < 6
+        && undecided[retries..].iter().all(|(_, next)| *next == HoldForOperator)
+        && later.iter().all(|one| *one == (State::Later, ContinueBoot))
+}
+
 /// Two boots try again, the third holds, and every power cycle tries once more. What cannot be counted
 /// holds at once. What is passed over is done. A restore that cannot be applied is rolled back.
 fn is_right(case: &str, broken: &Broken, story: &[(State, Next)]) -> Result<(), String> {
@@ -109,6 +136,7 @@ fn is_right(case: &str, broken: &Broken, story: &[(State, Next)]) -> Result<(), 
         _ => matches!(state, State::Window | State::RolledBack | State::Later),
     };
     let right = match story {
+        _ if is_end(case) => is_right_at_end(story),
         [(state, _)] => is_done(*state),
         // What a failed sync has left is there at the next boot.
         [rest @ .., (state, _)] if is_done(*state) && broken.calls.contains(&Call::Sync) => {

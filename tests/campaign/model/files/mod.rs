@@ -7,8 +7,8 @@
 //! *FAT*: nothing is ordered and a rename is not one change. A name, the length in its directory entry,
 //! the chain of clusters and the content survive each by itself: a name without a length is an empty
 //! file, a length without a chain cannot be read, and a chain without content is garbage. A sync of the
-//! file brings all of its own, but not the name of one that is empty, for which nothing is to be written;
-//! a sync of the directory brings names and chains. A repair
+//! file brings all of its own, but not its name (Linux brings that of one that is not empty; nobody has
+//! promised it); a sync of the directory brings names and chains. A repair
 //! (`fsck.fat -a`) empties what cannot be read and what shares its clusters. An error that the kernel
 //! meets makes it read-only until it is mounted again (`errors=remount-ro`), unless restage mounted it.
 //!
@@ -123,6 +123,8 @@ struct Pending {
     /// Changes of one call: on ext4 they survive together.
     call: u64,
     is_lost: bool,
+    /// It is on the medium, and is seen there once the name is that it belongs to.
+    is_synced: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -341,28 +343,33 @@ impl Files {
             if let Change::Name { directory, number: Some(_), .. } = &change {
                 self.grow(*directory);
             }
-            if !self.pending.iter().any(is_there) {
-                self.pending.push(Pending { change, call: self.calls, is_lost: false });
+            if let Some(there) = self.pending.iter_mut().find(|pending| is_there(pending)) {
+                there.is_synced = false;
+            } else {
+                let call = self.calls;
+                self.pending.push(Pending { change, call, is_lost: false, is_synced: false });
             }
         }
     }
 
     /// Makes durable what `which` says.
     fn settle(&mut self, which: impl Fn(&Change) -> bool) {
-        for pending in std::mem::take(&mut self.pending) {
-            // What belongs to a name that is not on the medium yet waits for it.
-            let number = match &pending.change {
-                Change::Name { directory, .. } | Change::Length { directory, .. } => *directory,
-                Change::Chained { number }
-                | Change::Freed { number }
-                | Change::Content { number } => *number,
-            };
-            if pending.is_lost || !which(&pending.change) || !self.medium.contains_key(&number) {
-                self.pending.push(pending);
-                continue;
+        for pending in &mut self.pending {
+            pending.is_synced |= !pending.is_lost && which(&pending.change);
+        }
+        loop {
+            let before = self.pending.len();
+            for pending in std::mem::take(&mut self.pending) {
+                if !pending.is_synced || !is_reached(&self.medium, &pending.change) {
+                    self.pending.push(pending);
+                    continue;
+                }
+                let (medium, seen) = (&mut self.medium, Some(&*self.seen));
+                apply(Arc::make_mut(medium), seen, self.flavor, &pending.change, Part::Whole);
             }
-            let (medium, seen) = (&mut self.medium, Some(&*self.seen));
-            apply(Arc::make_mut(medium), seen, self.flavor, &pending.change, Part::Whole);
+            if self.pending.len() == before {
+                break;
+            }
         }
         if self.pending.is_empty() {
             self.medium = self.seen.clone();
@@ -371,13 +378,9 @@ impl Files {
 
     fn sync_file(&mut self, number: u64) {
         let flavor = self.flavor;
-        let is_written = matches!(self.seen.get(&number), Some(Item::File(file))
-            if !file.content.bytes.is_empty());
         self.settle(|change| match change {
             Change::Content { number: this } => *this == number,
-            Change::Name { number: this, .. } => {
-                flavor == Flavor::Ext4 || (*this == Some(number) && is_written)
-            }
+            Change::Name { .. } => flavor == Flavor::Ext4,
             Change::Length { number: this, .. } => flavor == Flavor::Ext4 || *this == number,
             Change::Chained { .. } | Change::Freed { .. } => true,
         });
@@ -399,9 +402,11 @@ impl Files {
     /// What may be on the medium when the power goes, as it is mounted at the next boot.
     pub(super) fn images(&self) -> Vec<Self> {
         let mut images = Vec::new();
+        let synced = (0..self.pending.len()).filter(|index| self.pending[*index].is_synced);
+        let synced: Vec<_> = synced.map(|index| (index, Part::Whole)).collect();
         for chosen in self.choices() {
             let mut tree = self.medium.clone();
-            for (index, part) in chosen {
+            for (index, part) in chosen.into_iter().chain(synced.clone()) {
                 let change = &self.pending[index].change;
                 apply(Arc::make_mut(&mut tree), Some(&self.seen), self.flavor, change, part);
             }
@@ -412,11 +417,12 @@ impl Files {
 
     /// Which changes survive.
     fn choices(&self) -> Vec<Vec<(usize, Part)>> {
-        let count = self.pending.len();
-        let all = || 0..count;
+        let open: Vec<usize> =
+            (0..self.pending.len()).filter(|index| !self.pending[*index].is_synced).collect();
+        let all = || open.iter().copied();
         let whole = |indices: Vec<usize>| indices.into_iter().map(|i| (i, Part::Whole)).collect();
         let mut choices: Vec<Vec<(usize, Part)>> = vec![Vec::new()];
-        if count == 0 {
+        if open.is_empty() {
             return choices;
         }
         let is_content = |i: &usize| matches!(self.pending[*i].change, Change::Content { .. });
@@ -562,6 +568,20 @@ fn names(tree: &Tree, directory: u64) -> &Arc<BTreeMap<OsString, Slot>> {
 fn put(tree: &mut Tree, directory: u64, name: &OsStr, slot: Slot) {
     if let Some(Item::Directory(names)) = tree.get_mut(&directory) {
         Arc::make_mut(names).insert(name.to_owned(), slot);
+    }
+}
+
+/// Whether what a change is about is there: a directory, a file, a file under this name.
+fn is_reached(tree: &Tree, change: &Change) -> bool {
+    match change {
+        Change::Name { directory, .. } => tree.contains_key(directory),
+        Change::Length { directory, name, number } => {
+            tree.contains_key(directory)
+                && names(tree, *directory).get(name).is_some_and(|slot| slot.number == *number)
+        }
+        Change::Chained { number } | Change::Freed { number } | Change::Content { number } => {
+            tree.contains_key(number)
+        }
     }
 }
 
