@@ -404,9 +404,11 @@ impl Files {
         let mut images = Vec::new();
         let synced = (0..self.pending.len()).filter(|index| self.pending[*index].is_synced);
         let synced: Vec<_> = synced.map(|index| (index, Part::Whole)).collect();
-        for chosen in self.choices() {
+        for mut chosen in self.choices() {
             let mut tree = self.medium.clone();
-            for (index, part) in chosen.into_iter().chain(synced.clone()) {
+            chosen.extend(&synced);
+            chosen.sort_by_key(|(index, _)| *index);
+            for (index, part) in chosen {
                 let change = &self.pending[index].change;
                 apply(Arc::make_mut(&mut tree), Some(&self.seen), self.flavor, change, part);
             }
