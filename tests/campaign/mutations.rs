@@ -285,8 +285,9 @@ fn all(root: &Path) -> Vec<Mutation> {
             mutations.push(Mutation {
                 name: format!("{file}:{}: no more `{code}`", number + 1),
                 file,
-                from: line.to_owned(),
-                to: line.replacen(call, nothing, 1),
+                // Whole: it may be a part of others.
+                from: format!("\n{line}\n"),
+                to: format!("\n{}\n", line.replacen(call, nothing, 1)),
                 place: *place,
             });
             *place += 1;
