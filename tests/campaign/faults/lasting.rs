@@ -1,5 +1,5 @@
 //! What stays broken: a sector, a file, the TPM. After three failures the boot holds and names it, or the
-//! restore rolls back; once it is mended, a power cycle finishes it.
+//! restore rolls back; a roll-back holds after six. Once it is mended, a power cycle finishes it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
