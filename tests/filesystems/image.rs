@@ -4,8 +4,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
-/// What copies share.
+/// What copies share, and what is told apart.
 pub const CHUNK: usize = 4096;
+/// So many chunks are shared by one pointer, until one of them is changed.
+const GROUP: usize = 64;
 
 struct Chunk {
     bytes: Box<[u8]>,
@@ -23,7 +25,9 @@ impl Chunk {
 /// A disk.
 #[derive(Clone)]
 pub struct Image {
-    chunks: Vec<Arc<Chunk>>,
+    groups: Vec<Arc<Vec<Arc<Chunk>>>>,
+    /// Their number.
+    chunks: usize,
     /// Of all chunks and their places; kept up to date by each write.
     digest: u64,
 }
@@ -39,14 +43,26 @@ impl Image {
     pub fn new(bytes: usize) -> Self {
         assert!(bytes.is_multiple_of(CHUNK));
         let zero = Chunk::new(vec![0; CHUNK].into());
-        let chunks = vec![zero; bytes / CHUNK];
-        let digest = chunks.iter().enumerate().fold(0, |all, (i, c)| all ^ placed(i, c.digest));
-        Self { chunks, digest }
+        let chunks = bytes / CHUNK;
+        let digest = (0..chunks).fold(0, |all, index| all ^ placed(index, zero.digest));
+        let group = Arc::new(vec![zero; GROUP]);
+        let groups = vec![group; chunks.div_ceil(GROUP)];
+        Self { groups, chunks, digest }
+    }
+
+    fn chunk(&self, index: usize) -> &Arc<Chunk> {
+        assert!(index < self.chunks, "behind the end of the disk");
+        &self.groups[index / GROUP][index % GROUP]
+    }
+
+    fn chunks(&self) -> impl Iterator<Item = (usize, &Arc<Chunk>)> {
+        let all = self.groups.iter().flat_map(|group| group.iter());
+        all.take(self.chunks).enumerate()
     }
 
     /// Its size in bytes.
     pub fn len(&self) -> usize {
-        self.chunks.len() * CHUNK
+        self.chunks * CHUNK
     }
 
     /// What tells it from all other disks.
@@ -60,7 +76,7 @@ impl Image {
         while done < buffer.len() {
             let (index, within) = ((offset + done) / CHUNK, (offset + done) % CHUNK);
             let length = (CHUNK - within).min(buffer.len() - done);
-            let bytes = &self.chunks[index].bytes[within..within + length];
+            let bytes = &self.chunk(index).bytes[within..within + length];
             buffer[done..done + length].copy_from_slice(bytes);
             done += length;
         }
@@ -72,13 +88,13 @@ impl Image {
         while done < bytes.len() {
             let (index, within) = ((offset + done) / CHUNK, (offset + done) % CHUNK);
             let length = (CHUNK - within).min(bytes.len() - done);
-            let (old, new) = (&self.chunks[index], &bytes[done..done + length]);
+            let (old, new) = (self.chunk(index), &bytes[done..done + length]);
             if old.bytes[within..within + length] != *new {
                 let mut changed = old.bytes.clone();
                 changed[within..within + length].copy_from_slice(new);
                 let changed = Chunk::new(changed);
                 self.digest ^= placed(index, old.digest) ^ placed(index, changed.digest);
-                self.chunks[index] = changed;
+                Arc::make_mut(&mut self.groups[index / GROUP])[index % GROUP] = changed;
             }
             done += length;
         }
@@ -86,15 +102,20 @@ impl Image {
 
     /// Where the chunks begin that differ.
     pub fn differences<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = usize> + 'a {
-        let pairs = self.chunks.iter().zip(&other.chunks).enumerate();
+        let groups = self.groups.iter().zip(&other.groups).enumerate();
+        let groups = groups.filter(|(_, (a, b))| !Arc::ptr_eq(a, b));
+        let pairs = groups.flat_map(|(group, (a, b))| {
+            let within = a.iter().zip(b.iter()).enumerate();
+            within.map(move |(index, pair)| (group * GROUP + index, pair))
+        });
         let differ = pairs.filter(|(_, (a, b))| !Arc::ptr_eq(a, b) && a.bytes != b.bytes);
         differ.map(|(index, _)| index * CHUNK)
     }
 
     /// Writes it to a file: how many chunks it has, then those that are not zero.
     pub fn save(&self, file: &mut impl Write) -> io::Result<()> {
-        let used: Vec<_> = self.chunks.iter().enumerate().filter(|(_, c)| is_used(c)).collect();
-        for number in [self.chunks.len(), used.len()] {
+        let used: Vec<_> = self.chunks().filter(|(_, chunk)| is_used(chunk)).collect();
+        for number in [self.chunks, used.len()] {
             file.write_all(&(number as u64).to_le_bytes())?;
         }
         for (index, chunk) in used {
