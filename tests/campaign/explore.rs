@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use restage::report::Outcome;
 
@@ -160,6 +159,8 @@ struct Search<'a> {
 }
 
 const SHARDS: usize = 64;
+/// Whoever waits is told after so many runs that this is alive.
+const SAY_EVERY: usize = 100_000;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Seen {
@@ -203,6 +204,38 @@ pub fn was_broken(path: &[Cut]) -> bool {
     path == BROKEN
 }
 
+/// What there is to do, in pieces that are small: each change of the operation has as many images as it
+/// has, and one thread alone would be long over the last of them.
+struct Work<'a> {
+    changes: &'a [(u8, World)],
+    calls: usize,
+    next: usize,
+    images: std::vec::IntoIter<Item>,
+}
+
+enum Piece {
+    Image(Box<Item>),
+    Call(usize),
+}
+
+impl Work<'_> {
+    /// First the cuts, then the faults.
+    fn take(&mut self) -> Option<Piece> {
+        loop {
+            if let Some(item) = self.images.next() {
+                return Some(Piece::Image(Box::new(item)));
+            }
+            let index = self.next;
+            self.next += 1;
+            let Some((step, world)) = self.changes.get(index) else {
+                let call = index - self.changes.len();
+                return (call < self.calls).then_some(Piece::Call(call));
+            };
+            self.images = images(&[], index, *step, world).into_iter();
+        }
+    }
+}
+
 /// Interrupts one operation everywhere.
 pub fn explore(case: &dyn Case, reach: Reach, threads: usize) -> Figures {
     let seen = (0..SHARDS).map(|_| Mutex::default()).collect();
@@ -215,24 +248,17 @@ pub fn explore(case: &dyn Case, reach: Reach, threads: usize) -> Figures {
             image: world,
         });
     }
-    let work = AtomicUsize::new(0);
-    // First the cuts, then the faults.
-    let total = changes.len() + calls;
+    let work =
+        Mutex::new(Work { changes: &changes, calls, next: 0, images: Vec::new().into_iter() });
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                loop {
-                    let index = work.fetch_add(1, Ordering::Relaxed);
-                    if index >= total || search.is_enough() {
-                        return;
-                    }
-                    match changes.get(index) {
-                        Some(change) => {
-                            for item in images(&[], index, change.0, &change.1) {
-                                search.follow(&item);
-                            }
-                        }
-                        None => search.faults(index - changes.len()),
+                while !search.is_enough() {
+                    let piece = work.lock().unwrap().take();
+                    match piece {
+                        Some(Piece::Image(item)) => search.follow(&item),
+                        Some(Piece::Call(call)) => search.faults(call),
+                        None => return,
                     }
                 }
             });
@@ -413,6 +439,10 @@ impl Search<'_> {
             let mut figures = self.figures.lock().unwrap();
             *figures.by_step.entry((item.step, depth)).or_default() += 1;
             figures.faults += usize::from(had_fault(&item.path));
+            let runs = figures.runs();
+            if runs.is_multiple_of(SAY_EVERY) {
+                println!("{}: {runs} interrupted runs so far", self.case.name());
+            }
         }
         let is_followed = match depth {
             1 => digest.is_multiple_of(self.reach.second),

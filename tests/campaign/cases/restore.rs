@@ -39,10 +39,10 @@ const MAX_BOOTS: usize = 8;
 
 type All = BTreeMap<String, Found>;
 
-/// A state file with what a restore needs.
 /// A key that the restored system has made.
 const MADE: &str = "zpool.made.key";
 
+/// A state file with what a restore needs.
 fn state_text(hostname: &str, passphrase: &str) -> String {
     format!(
         "#Version: 8\nApplications.Incus.State.Version: 1\nSystem.Network.Config.DNS.Hostname: \

@@ -7,6 +7,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use restage::platform::Disk;
@@ -157,6 +158,18 @@ impl Sectors {
     /// What tells it from all others.
     pub fn digest(&self) -> u64 {
         self.cached.digest
+    }
+
+    /// What tells its other parts from those of all others: chunks that are not wholly in this one.
+    pub fn digest_outside(&self, part: Range<u64>) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for (index, chunk) in self.cached.chunks.iter().enumerate() {
+            let (start, end) = ((index * CHUNK) as u64, ((index + 1) * CHUNK) as u64);
+            if start < part.start || end > part.end {
+                (index, chunk.digest).hash(&mut hasher);
+            }
+        }
+        hasher.finish()
     }
 
     pub(super) fn lose(&mut self) {

@@ -1,6 +1,7 @@
 //! The machines that all cases begin with, and what must be so.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Mutex;
 
 use restage::apply::journal::{Committed, Journal, reports};
@@ -53,7 +54,7 @@ pub struct Lab {
     reset_disk: Sectors,
     /// A mistake in how it works, to see whether it is seen.
     pub wrong: Option<Wrong>,
-    /// How many partitions a disk has, by what tells disks apart: most images differ elsewhere.
+    /// How many partitions a disk has, by what tells its tables apart: most images differ elsewhere.
     partitions: Mutex<HashMap<u64, usize>>,
 }
 
@@ -290,9 +291,15 @@ impl Lab {
         assert!(!seed.contains(&SECRET) || !self.shape.has_seed);
     }
 
+    /// From the first partition's first byte to behind the last one's last: what is no table.
+    fn partitioned(&self) -> Range<u64> {
+        let (last, length) = self.places[&6];
+        self.places[&1].0..last + length
+    }
+
     /// How many partitions a disk has, which can be told at any instant.
     fn partitions(&self, image: &World) -> Result<usize, String> {
-        let digest = image.disk.digest();
+        let digest = image.disk.digest_outside(self.partitioned());
         if let Some(known) = self.partitions.lock().unwrap().get(&digest) {
             return Ok(*known);
         }
@@ -312,9 +319,9 @@ impl Lab {
             let (start, length) = self.places[&number];
             (start..start + length).contains(&offset)
         };
-        let (first, last) = (self.places[&1].0, self.places[&6].0 + self.places[&6].1);
+        let partitioned = self.partitioned();
         for offset in &changed {
-            let is_table = *offset < first || *offset >= last;
+            let is_table = !partitioned.contains(offset);
             let is_ours = is_table
                 || in_place(*offset, SEED)
                 || WIPED.iter().any(|number| in_place(*offset, *number));
