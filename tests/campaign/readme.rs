@@ -9,16 +9,13 @@
     reason = "a tool of the tests: a panic is its answer to a broken file"
 )]
 
-#[allow(dead_code, reason = "the parts store them")]
-mod figures;
-
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
 use std::path::PathBuf;
 
 use clap::Parser;
-use figures::Tried;
+use restage_campaign::figures::Tried;
 
 /// Tells the campaign's figures in the README.
 #[derive(Parser)]

@@ -11,23 +11,15 @@
     reason = "a test: a panic is its verdict"
 )]
 
-mod cases;
-mod controls;
-mod explore;
-mod faults;
-mod figures;
-mod model;
-mod steps;
-mod told;
-
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use explore::{Case, Cut, Figures, Reach};
-use figures::{Operation, Tried};
+use restage_campaign::explore::{self, Case, Cut, Figures, Reach};
+use restage_campaign::figures::{Operation, Tried};
+use restage_campaign::{cases, controls, faults, model, steps};
 
 /// Interrupts every operation of restage in a model of the machine.
 #[derive(Parser)]

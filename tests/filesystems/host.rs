@@ -16,8 +16,8 @@ use rustix::thread::{CpuSet, sched_getaffinity};
 
 use crate::Arguments;
 use crate::explore::{Figures, Verdict, Violation};
-use crate::figures::{Operation, Tried};
 use crate::inside::Task;
+use restage_campaign::figures::{Operation, Tried};
 
 /// A kernel that says nothing for so long hangs.
 const SILENCE: Duration = Duration::from_secs(120);

@@ -6,7 +6,7 @@ use std::ops::Range;
 use uuid::Uuid;
 
 use crate::image::{CHUNK, Image};
-use crate::slots::start_of_volume;
+use restage_campaign::model::slots::start_of_volume;
 
 /// What was on the disk before.
 pub const SECRET: u8 = 0x5e;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::image::Image;
 use crate::ioctl;
-use crate::slots::Slots;
+use restage_campaign::model::slots::Slots;
 
 /// The device.
 pub const DISK: &str = "/dev/nbd0";
@@ -277,6 +277,6 @@ pub fn load_beside(file: &mut impl Read) -> io::Result<Beside> {
     let mut text = vec![0; crate::image::read_number(file)?];
     file.read_exact(&mut text)?;
     let (tpm_seed, slots, has_returned): (_, [_; 2], _) = serde_json::from_slice(&text)?;
-    let slots = slots.map(|(there, wiped)| Slots { there, wiped });
+    let slots = slots.map(|(there, wiped)| Slots { there, wiped, is_other: false });
     Ok(Beside { tpm_seed, slots, has_returned })
 }

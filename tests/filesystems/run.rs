@@ -14,9 +14,6 @@
 
 mod cases;
 mod explore;
-#[path = "../campaign/figures.rs"]
-#[allow(dead_code, reason = "others read them")]
-mod figures;
 mod guest;
 mod host;
 mod image;
@@ -25,9 +22,6 @@ mod ioctl;
 mod layout;
 mod medium;
 mod rig;
-#[path = "../campaign/model/slots.rs"]
-#[allow(dead_code, reason = "the model has a use for all of it")]
-mod slots;
 mod states;
 mod tpm;
 mod unsynced;

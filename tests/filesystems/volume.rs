@@ -9,7 +9,7 @@ use restage::platform::volume::Volume;
 use zeroize::Zeroizing;
 
 use crate::medium::Medium;
-use crate::slots::{AREA_BYTES, NAMES, NEW, OLD, OWN, material, read};
+use restage_campaign::model::slots::{AREA_BYTES, NAMES, NEW, OLD, OWN, material, read};
 
 /// Root or swap.
 pub struct Passphrases {

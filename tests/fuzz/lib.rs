@@ -15,31 +15,13 @@
 )]
 
 mod bytes;
-#[allow(dead_code, reason = "its cases are used here, and not its walk through all cuts")]
-#[path = "../campaign/cases/mod.rs"]
-mod cases;
-#[allow(dead_code, reason = "as above")]
-#[path = "../campaign/controls/mod.rs"]
-mod controls;
-#[allow(dead_code, reason = "as above")]
-#[path = "../campaign/explore.rs"]
-mod explore;
 #[path = "../fixtures/mod.rs"]
 mod fixtures;
 pub mod kept;
 mod memory;
-#[allow(dead_code, reason = "as above")]
-#[path = "../campaign/model/mod.rs"]
-mod model;
 pub mod mutate;
 mod seal;
-#[allow(dead_code, reason = "as above")]
-#[path = "../campaign/steps.rs"]
-mod steps;
 mod targets;
-#[allow(dead_code, reason = "as above")]
-#[path = "../campaign/told.rs"]
-mod told;
 
 pub use targets::TARGETS;
 

@@ -23,9 +23,6 @@
     reason = "a test: a panic is its verdict"
 )]
 
-#[path = "../campaign/figures.rs"]
-#[allow(dead_code, reason = "others read them")]
-mod figures;
 mod flat;
 mod lab;
 mod loops;
@@ -42,9 +39,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use figures::Tried;
 use lab::{Lab, Work};
 use machine::Kind;
+use restage_campaign::figures::Tried;
 use sweep::Sweep;
 
 /// Kills the release binary, and lets it fail, at each of its system calls in turn.

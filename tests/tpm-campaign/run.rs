@@ -20,9 +20,6 @@ mod chip;
 mod disk;
 mod expect;
 mod fault;
-#[path = "../campaign/figures.rs"]
-#[allow(dead_code, reason = "others read them")]
-mod figures;
 mod follow;
 mod layers;
 mod proxy;
@@ -40,8 +37,8 @@ use std::time::Instant;
 use bench::{Bench, Masters};
 use case::Case;
 use clap::{Parser, Subcommand};
-use figures::{Operation, Tried};
 use follow::{Told, follow};
+use restage_campaign::figures::{Operation, Tried};
 
 /// Interrupts a factory reset at each command of a software TPM.
 #[derive(Parser)]

@@ -31,19 +31,20 @@ use crate::model::volume::{ModelVolume, NEW, OLD, OWN, Slots};
 use crate::model::{Device, Shared, World};
 use crate::told::Told;
 
-const ID: &str = "0123456789abcdef0123456789abcdef";
+pub const ID: &str = "0123456789abcdef0123456789abcdef";
 pub const STATE: &str = "var/lib/incus-os/";
 pub const OWN_DIRECTORY: &str = "var/lib/restage/";
 /// Boots until a restore must be over.
 const MAX_BOOTS: usize = 8;
 
-type All = BTreeMap<String, Found>;
+/// All of a file system, by path.
+pub type All = BTreeMap<String, Found>;
 
 /// A key that the restored system has made.
 const MADE: &str = "zpool.made.key";
 
 /// A state file with what a restore needs.
-fn state_text(hostname: &str, passphrase: &str) -> String {
+pub fn state_text(hostname: &str, passphrase: &str) -> String {
     format!(
         "#Version: 8\nApplications.Incus.State.Version: 1\nSystem.Network.Config.DNS.Hostname: \
          {hostname}\nSystem.Security.Config.EncryptionRecoveryKeys[0]: {passphrase}\n"
@@ -52,7 +53,7 @@ fn state_text(hostname: &str, passphrase: &str) -> String {
 
 /// The machines that all cases begin with, and what they are compared with.
 pub struct Lab {
-    profile: Profile,
+    pub profile: Profile,
     skip: BTreeSet<SkipItem>,
     pub archive: Vec<u8>,
     /// Nothing is staged.
@@ -173,7 +174,7 @@ impl Lab {
         self.profile.state.as_ref().unwrap()
     }
 
-    fn machine(&self, world: &Shared) -> Result<Machine, String> {
+    pub fn machine(&self, world: &Shared) -> Result<Machine, String> {
         let said = |error: std::io::Error| chain(&error);
         let root = files::root(world, Device::State);
         let state = StateDirectory::below(root, Path::new("/"), self.state_profile());
@@ -432,7 +433,8 @@ impl Lab {
     }
 }
 
-fn part(all: &All, prefix: &str) -> All {
+/// What is below this directory.
+pub fn part(all: &All, prefix: &str) -> All {
     let inner = all.iter().filter_map(|(path, found)| Some((path.strip_prefix(prefix)?, found)));
     inner.map(|(name, found)| (name.to_owned(), found.clone())).collect()
 }

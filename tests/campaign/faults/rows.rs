@@ -301,7 +301,9 @@ fn damage(world: &mut World, damage: Damage) {
             world.disk.put(size - sector, &[0xa5; 512]);
         }
         Damage::Differ => {
-            let other = cases::reset::disk::with_another_label(&world.disk);
+            let other = cases::reset::disk::with_another(&world.disk, 1, |partition| {
+                "another".clone_into(&mut partition.name);
+            });
             world.disk.put(0, &other.part(0, 34 * 512));
         }
     }

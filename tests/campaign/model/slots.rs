@@ -29,6 +29,9 @@ pub const NEW: &str = "new-passphrase-4567";
 pub const OWN: [&str; 2] = ["root-machine-key-0123456789", "swap-machine-key-0123456789"];
 /// What the profile calls the volumes.
 pub const NAMES: [&str; 2] = ["root", "swap"];
+/// The number of the one that takes the place of one of them, and what tells volumes apart.
+pub const OTHER: usize = 2;
+const UUIDS: [&str; 3] = ["root", "swap", "else"];
 
 /// Which key slots a volume has: 0 is its own, 1 the old passphrase's, 2 the new one's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,11 +40,15 @@ pub struct Slots {
     pub there: [bool; 3],
     /// The material of this one is destroyed.
     pub wiped: Option<u32>,
+    /// Another volume has its place.
+    pub is_other: bool,
 }
 
 impl Slots {
     /// Before a restore.
-    pub const BEFORE: Self = Self { there: [true, true, false], wiped: None };
+    pub const BEFORE: Self = Self { there: [true, true, false], wiped: None, is_other: false };
+    /// Of a volume that somebody has made anew: with the machine's own key.
+    pub const OTHER: Self = Self { there: [true, false, false], wiped: None, is_other: true };
 
     /// Whether the slot opens.
     pub fn opens(self, index: usize) -> bool {
@@ -114,7 +121,7 @@ pub fn header(volume: usize, there: [bool; 3], is_secondary: bool) -> Vec<u8> {
     bytes[6..8].copy_from_slice(&2_u16.to_be_bytes());
     bytes[8..16].copy_from_slice(&HEADER_BYTES.to_be_bytes());
     bytes[72..78].copy_from_slice(b"sha256");
-    bytes[168..168 + 4].copy_from_slice(NAMES[volume].as_bytes());
+    bytes[168..168 + 4].copy_from_slice(UUIDS[volume].as_bytes());
     let offset = if is_secondary { HEADER_BYTES } else { 0 };
     bytes[256..264].copy_from_slice(&offset.to_be_bytes());
     let text = area.to_string();
@@ -136,13 +143,13 @@ pub fn start_of_volume(volume: usize) -> Vec<u8> {
     bytes
 }
 
-/// Both volumes, for each set of slots, read once.
+/// All volumes, for each set of slots, read once.
 pub fn read(volume: usize, there: [bool; 3]) -> &'static Header {
     static ALL: OnceLock<Vec<Header>> = OnceLock::new();
     let all = ALL.get_or_init(|| {
         let sets = (0..8).map(|mask| [mask & 1 != 0, mask & 2 != 0, mask & 4 != 0]);
         let read = |(volume, there)| luks::parse(&header(volume, there, false), 0).unwrap();
-        (0..2).flat_map(|v| sets.clone().map(move |there| (v, there))).map(read).collect()
+        (0..=OTHER).flat_map(|v| sets.clone().map(move |there| (v, there))).map(read).collect()
     });
     let mask = usize::from(there[0]) + 2 * usize::from(there[1]) + 4 * usize::from(there[2]);
     &all[volume * 8 + mask]

@@ -10,7 +10,7 @@ use restage::platform::volume::Volume;
 use zeroize::Zeroizing;
 
 use super::call::{Object, Op};
-use super::slots::{AREA_BYTES, NAMES, material, read};
+use super::slots::{AREA_BYTES, NAMES, OTHER, material, read};
 pub use super::slots::{DATA_OFFSET, NEW, OLD, OWN, Slots, start_of_volume};
 use super::{Call, Device, Shared, World};
 use crate::model::files::Found;
@@ -26,9 +26,12 @@ impl ModelVolume {
     pub fn new(world: &Shared, index: usize) -> Self {
         Self { world: world.clone(), index }
     }
-}
 
-impl ModelVolume {
+    /// Which one it is.
+    fn volume(&self, slots: Slots) -> usize {
+        if slots.is_other { OTHER } else { self.index }
+    }
+
     fn call<T>(
         &self,
         call: Call,
@@ -45,8 +48,8 @@ impl Volume for ModelVolume {
         NAMES[self.index]
     }
     fn header(&self) -> io::Result<Result<Header, Fault>> {
-        let there = self.call(Call::Read, "header", |world| world.slots[self.index].there)?;
-        Ok(Ok(read(self.index, there).clone()))
+        let slots = self.call(Call::Read, "header", |world| world.slots[self.index])?;
+        Ok(Ok(read(self.volume(slots), slots.there).clone()))
     }
     fn material(&self, slot: &Slot) -> io::Result<Zeroizing<Vec<u8>>> {
         let index = self.index;
@@ -55,7 +58,7 @@ impl Volume for ModelVolume {
             Zeroizing::new(if world.slots[index].wiped == Some(slot.index) {
                 vec![0; usize::try_from(AREA_BYTES).unwrap()]
             } else {
-                material(index, number, [OWN[index], OLD, NEW][number])
+                material(self.volume(world.slots[index]), number, [OWN[index], OLD, NEW][number])
             })
         })
     }

@@ -26,8 +26,8 @@ use crate::image::Image;
 use crate::layout::{Layout, VOLUMES};
 use crate::medium::Beside;
 use crate::rig::{self, Node, Rig, must_run, said, tree};
-use crate::slots::{NEW, OLD, OWN};
 use crate::volume::Passphrases;
+use restage_campaign::model::slots::{NEW, OLD, OWN};
 
 const ID: &str = "0123456789abcdef0123456789abcdef";
 const NOW: u64 = 1_700_000_000;

@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use crate::bytes::{Bytes, told};
 use crate::fixtures::disks;
-use crate::model::slots;
 use crate::seal;
+use restage_campaign::model::slots;
 
 pub const LUKS_WORDS: &[&str] = &[
     "\"keyslots\":{\"0\":{",

@@ -14,10 +14,10 @@ use restage::platform::directory;
 
 use super::change::{self, Changed};
 use crate::bytes::{Bytes, told};
-use crate::cases::restore::{Lab, OWN_DIRECTORY, STATE};
-use crate::model::files::{self, Found};
-use crate::model::{Device, Fault, World};
 use crate::{memory, seal};
+use restage_campaign::cases::restore::{Lab, OWN_DIRECTORY, STATE};
+use restage_campaign::model::files::{self, Found};
+use restage_campaign::model::{Device, Fault, World};
 
 const MAX_EVENTS: usize = 6;
 const MAX_BOOTS: usize = 10;
@@ -40,7 +40,7 @@ fn starts() -> &'static Vec<World> {
     static STARTS: OnceLock<Vec<World>> = OnceLock::new();
     memory::once(&STARTS, || {
         let lab = lab();
-        let within = |start: &World, work: &dyn Fn(&crate::model::Shared)| {
+        let within = |start: &World, work: &dyn Fn(&restage_campaign::model::Shared)| {
             let world = start.share();
             let trace = world.borrow_mut().trace();
             work(&world);
@@ -66,7 +66,7 @@ pub fn file(extension: &str) -> Vec<u8> {
 }
 
 /// What is in the state directory and in the volumes.
-fn state(world: &World) -> (BTreeMap<String, Found>, [crate::model::slots::Slots; 2]) {
+fn state(world: &World) -> (BTreeMap<String, Found>, [restage_campaign::model::slots::Slots; 2]) {
     let mut all = world.state.all();
     all.retain(|path, _| path.starts_with(STATE));
     (all, world.slots)

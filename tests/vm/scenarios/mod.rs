@@ -35,8 +35,10 @@ const INCUS: &str = "incus";
 const SYSTEMD: &str = "systemd";
 const RESTORES: &str = "restores";
 const FULL_RESETS: &str = "replay-full-reset";
+const FULL_MORE: &str = "replay-full-more";
 const FULL_RESTORES: &str = "replay-full-restore";
 const SMALL_RESETS: &str = "replay-small-reset";
+const SMALL_RESETS_MORE: &str = "replay-small-reset-more";
 const SMALL_RESTORES: &str = "replay-small-restore";
 
 pub struct Scenario {
@@ -78,16 +80,16 @@ pub const ALL: &[Scenario] = &[
     ordinary("refused", 40, refusals::refused),
     long(FULL_RESETS, "replay-full-reset-a", 40, |bench| replay::resets(bench, 0)),
     long(FULL_RESETS, "replay-full-reset-b", 40, |bench| replay::resets(bench, 1)),
-    long(FULL_RESETS, "replay-full-reset-c", 40, |bench| replay::resets(bench, 2)),
+    long(FULL_MORE, "replay-full-reset-c", 40, |bench| replay::resets(bench, 2)),
+    long(FULL_MORE, "replay-clone", 40, committed::clone),
     long(FULL_RESTORES, "replay-full-restore-a", 20, |bench| replay::restores(bench, 0)),
     long(FULL_RESTORES, "replay-full-restore-b", 20, |bench| replay::restores(bench, 1)),
-    long(FULL_RESTORES, "replay-clone", 40, committed::clone),
     long(SMALL_RESETS, "replay-small-reset-a", 30, |bench| replay_small::resets(bench, 0)),
     long(SMALL_RESETS, "replay-small-reset-b", 30, |bench| replay_small::resets(bench, 1)),
     long(SMALL_RESETS, "replay-small-reset-c", 30, |bench| replay_small::resets(bench, 2)),
-    long(SMALL_RESETS, "replay-small-reset-d", 30, |bench| replay_small::resets(bench, 3)),
-    long(SMALL_RESETS, "replay-small-reset-e", 30, |bench| replay_small::resets(bench, 4)),
-    long(SMALL_RESETS, "replay-small-reset-f", 30, |bench| replay_small::resets(bench, 5)),
+    long(SMALL_RESETS_MORE, "replay-small-reset-d", 30, |bench| replay_small::resets(bench, 3)),
+    long(SMALL_RESETS_MORE, "replay-small-reset-e", 30, |bench| replay_small::resets(bench, 4)),
+    long(SMALL_RESETS_MORE, "replay-small-reset-f", 30, |bench| replay_small::resets(bench, 5)),
     long(SMALL_RESTORES, "replay-small-restore-a", 7, |bench| replay_small::restores(bench, 0)),
     long(SMALL_RESTORES, "replay-small-restore-b", 7, |bench| replay_small::restores(bench, 1)),
     long(SMALL_RESTORES, "replay-small-restore-c", 7, |bench| replay_small::restores(bench, 2)),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Cursor;
 
+use gpt::partition::Partition;
 use uuid::Uuid;
 
 use crate::model::disk::Sectors;
@@ -61,9 +62,8 @@ pub fn disk(tables: Tables, sector_bytes: u64) -> (Sectors, Places) {
     }
     table.update_partitions(partitions.clone()).unwrap();
     table.write().unwrap();
-    let place = |p: &gpt::partition::Partition| {
-        (p.first_lba * sector_bytes, (p.last_lba - p.first_lba + 1) * sector_bytes)
-    };
+    let place =
+        |p: &Partition| (p.first_lba * sector_bytes, (p.last_lba - p.first_lba + 1) * sector_bytes);
     let places: Places =
         partitions.iter().filter(|(_, p)| p.is_used()).map(|(n, p)| (*n, place(p))).collect();
     let mut put = |number: u32, content: &[u8]| {
@@ -85,8 +85,8 @@ pub fn disk(tables: Tables, sector_bytes: u64) -> (Sectors, Places) {
     (Sectors::new(&bytes, sector_bytes), places)
 }
 
-/// The same disk, where the first partition has another label.
-pub fn with_another_label(disk: &Sectors) -> Sectors {
+/// The same disk, where somebody has changed an entry of its table.
+pub fn with_another(disk: &Sectors, number: u32, change: impl FnOnce(&mut Partition)) -> Sectors {
     let mut bytes = disk.part(0, disk.size_bytes());
     let mut table = gpt::GptConfig::new()
         .writable(true)
@@ -94,7 +94,7 @@ pub fn with_another_label(disk: &Sectors) -> Sectors {
         .open_from_device(Cursor::new(&mut bytes))
         .unwrap();
     let mut partitions = table.partitions().clone();
-    "another".clone_into(&mut partitions.get_mut(&1).unwrap().name);
+    change(partitions.get_mut(&number).unwrap());
     table.update_partitions(partitions).unwrap();
     table.write().unwrap();
     Sectors::new(&bytes, 512)

@@ -279,7 +279,9 @@ impl Directory for ModelDirectory {
         })
     }
     fn free_bytes(&self) -> io::Result<u64> {
-        self.call(Call::Read, "tell the free space of", None, |_| Ok(1 << 30))
+        self.call(Call::Read, "tell the free space of", None, |files| {
+            Ok((files.free_clusters() as u64).saturating_mul(CLUSTER_BYTES as u64).min(1 << 30))
+        })
     }
     fn is_linked(&self, name: &OsStr) -> io::Result<bool> {
         self.call(Call::Read, "tell the clusters of", Some(name), |files| {
