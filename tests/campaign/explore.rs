@@ -354,7 +354,8 @@ impl Search<'_> {
     }
 
     /// Whether this interrupted run is a new one, or was only seen farther from the start, where less of
-    /// it is followed: so what is followed does not depend on which thread is faster.
+    /// it is followed: so a thread that is faster takes nothing away. Of two machines with one digest the
+    /// first is followed, and that one may depend on it: a run or two in some thousands.
     fn look(&self, item: &Item, digest: u64) -> Seen {
         let fault = match item.path.last() {
             Some(Cut::Fault { fault, .. }) => Some(*fault),

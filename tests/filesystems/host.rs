@@ -10,14 +10,13 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-
+use restage_campaign::figures::{Operation, Tried};
 use rustix::process::{Pid, Signal, kill_process_group};
 use rustix::thread::{CpuSet, sched_getaffinity};
 
 use crate::Arguments;
 use crate::explore::{Figures, Verdict, Violation};
 use crate::inside::Task;
-use restage_campaign::figures::{Operation, Tried};
 
 /// A kernel that says nothing for so long hangs.
 const SILENCE: Duration = Duration::from_secs(120);

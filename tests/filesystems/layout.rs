@@ -3,10 +3,10 @@
 use std::io::Cursor;
 use std::ops::Range;
 
+use restage_campaign::model::slots::start_of_volume;
 use uuid::Uuid;
 
 use crate::image::{CHUNK, Image};
-use restage_campaign::model::slots::start_of_volume;
 
 /// What was on the disk before.
 pub const SECRET: u8 = 0x5e;

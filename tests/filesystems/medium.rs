@@ -7,13 +7,18 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use restage_campaign::model::slots::Slots;
 
 use crate::image::Image;
 use crate::ioctl;
-use restage_campaign::model::slots::Slots;
 
 /// The device.
 pub const DISK: &str = "/dev/nbd0";
+/// The kernel is waited for so many times, this long each.
+const ATTEMPTS: u32 = 5000;
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// What is durable beside the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -100,7 +105,14 @@ impl Medium {
             drop(kernels);
             panic!("the kernel has given up the disk: {why:?}");
         });
-        Ok(())
+        // Until it is served it is empty, and who asks for its table then is told that there is none.
+        for _ in 0..ATTEMPTS {
+            if File::open(DISK)?.read(&mut [0; ioctl::SECTOR])? > 0 {
+                return Ok(());
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel does not serve the disk"))
     }
 
     fn serve(&self, stream: UnixStream) -> io::Result<()> {

@@ -6,10 +6,10 @@ use std::sync::OnceLock;
 
 use restage::format::luks::{Fault, Header, Slot};
 use restage::platform::volume::Volume;
+use restage_campaign::model::slots::{AREA_BYTES, NAMES, NEW, OLD, OWN, material, read};
 use zeroize::Zeroizing;
 
 use crate::medium::Medium;
-use restage_campaign::model::slots::{AREA_BYTES, NAMES, NEW, OLD, OWN, material, read};
 
 /// Root or swap.
 pub struct Passphrases {

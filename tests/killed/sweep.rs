@@ -5,10 +5,11 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use restage_campaign::figures::Operation;
+
 use crate::lab::{Lab, Way, Work};
 use crate::machine::{Kind, Machine, said};
 use crate::strace::{self, Call, Hit, Of, Struck};
-use restage_campaign::figures::Operation;
 
 /// Where the program has not said that it is in a step.
 const OUTSIDE: &str = "outside of steps";

@@ -31,7 +31,7 @@ use crate::model::volume::{ModelVolume, NEW, OLD, OWN, Slots};
 use crate::model::{Device, Shared, World};
 use crate::told::Told;
 
-pub const ID: &str = "0123456789abcdef0123456789abcdef";
+const ID: &str = "0123456789abcdef0123456789abcdef";
 pub const STATE: &str = "var/lib/incus-os/";
 pub const OWN_DIRECTORY: &str = "var/lib/restage/";
 /// Boots until a restore must be over.

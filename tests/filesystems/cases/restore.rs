@@ -20,6 +20,7 @@ use restage::platform::volume::Volume;
 use restage::profile::{Profile, State};
 use restage::report::Outcome;
 use restage::request::{Staged, find, stage_restore};
+use restage_campaign::model::slots::{NEW, OLD, OWN};
 
 use super::{Booted, Case, write};
 use crate::image::Image;
@@ -27,7 +28,6 @@ use crate::layout::{Layout, VOLUMES};
 use crate::medium::Beside;
 use crate::rig::{self, Node, Rig, must_run, said, tree};
 use crate::volume::Passphrases;
-use restage_campaign::model::slots::{NEW, OLD, OWN};
 
 const ID: &str = "0123456789abcdef0123456789abcdef";
 const NOW: u64 = 1_700_000_000;

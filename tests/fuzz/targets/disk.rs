@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use restage::format::gpt::{self, SectorBytes, Table};
 use restage::format::luks::{self, HEADER_SIZES, Header};
+use restage_campaign::model::slots;
 use serde_json::Value;
 
 use crate::bytes::{Bytes, told};
 use crate::fixtures::disks;
 use crate::seal;
-use restage_campaign::model::slots;
 
 pub const LUKS_WORDS: &[&str] = &[
     "\"keyslots\":{\"0\":{",

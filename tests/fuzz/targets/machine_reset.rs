@@ -12,16 +12,16 @@ use restage::plan::facts::{DiskFacts, Facts, PartitionFacts};
 use restage::platform::directory::{self, Dir};
 use restage::report::Outcome;
 use restage::request::{Request, find};
-
-use super::change::{self, Changed};
-use super::seed::incusos;
-use crate::bytes::{Bytes, told};
-use crate::{memory, seal};
 use restage_campaign::cases::reset::USUAL;
 use restage_campaign::cases::reset::lab::{Lab, STEM};
 use restage_campaign::model::disk::ModelDisk;
 use restage_campaign::model::files::{self, Found};
 use restage_campaign::model::{Device, Fault, World};
+
+use super::change::{self, Changed};
+use super::seed::incusos;
+use crate::bytes::{Bytes, told};
+use crate::{memory, seal};
 
 /// So much is done to a machine before it is left alone.
 const MAX_EVENTS: usize = 6;

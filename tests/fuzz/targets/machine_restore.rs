@@ -11,13 +11,13 @@ use restage::error::{Error, Next, Result};
 use restage::format::archive::{self, Layout, Limits};
 use restage::format::state::StateFile;
 use restage::platform::directory;
+use restage_campaign::cases::restore::{Lab, OWN_DIRECTORY, STATE};
+use restage_campaign::model::files::{self, Found};
+use restage_campaign::model::{Device, Fault, World};
 
 use super::change::{self, Changed};
 use crate::bytes::{Bytes, told};
 use crate::{memory, seal};
-use restage_campaign::cases::restore::{Lab, OWN_DIRECTORY, STATE};
-use restage_campaign::model::files::{self, Found};
-use restage_campaign::model::{Device, Fault, World};
 
 const MAX_EVENTS: usize = 6;
 const MAX_BOOTS: usize = 10;

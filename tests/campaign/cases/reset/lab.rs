@@ -42,7 +42,7 @@ const MAX_BOOTS: usize = 6;
 
 /// The machines that all cases begin with, and what they are compared with.
 pub struct Lab {
-    pub profile: Profile,
+    profile: Profile,
     shape: Shape,
     /// Nothing is staged.
     pub clean: World,
