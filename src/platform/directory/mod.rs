@@ -216,9 +216,7 @@ pub fn create_from(
             return Err(error);
         }
     };
-    directory.sync()?;
     directory.rename(temporary.as_ref(), name.as_ref())?;
-    file.sync()?;
     directory.sync()?;
     Ok(bytes)
 }
@@ -247,7 +245,17 @@ pub fn unlinked(directory: &dyn Directory, among: Vec<String>) -> Vec<String> {
 
 /// Removes a file, durable when this returns. Safe to repeat.
 pub fn remove(directory: &dyn Directory, name: impl AsRef<OsStr>) -> io::Result<()> {
-    if directory.remove_file(name.as_ref())? { directory.sync() } else { Ok(()) }
+    removed(directory, directory.remove_file(name.as_ref()))
+}
+
+/// Makes a removal durable. One that failed may have happened all the same, and who repeats it finds
+/// nothing there that would have to be made durable.
+fn removed(directory: &dyn Directory, was_there: io::Result<bool>) -> io::Result<()> {
+    if matches!(was_there, Ok(false)) {
+        return Ok(());
+    }
+    let synced = directory.sync();
+    was_there.and(synced)
 }
 
 /// Overwrites a file in place, syncs, and removes it, durable when this returns. Safe to repeat. One
@@ -302,5 +310,5 @@ fn remove_tree_at(parent: &dyn Directory, name: &OsStr, depth: usize) -> io::Res
     for inner in directory.names()? {
         remove_tree_at(directory.as_ref(), &inner, depth - 1)?;
     }
-    if parent.remove_directory(name)? { parent.sync() } else { Ok(()) }
+    removed(parent, parent.remove_directory(name))
 }

@@ -340,6 +340,7 @@ impl Lab {
 
     /// The same without what a boot looks for.
     pub fn check_state(&self, image: &World) -> Result<(), String> {
+        image.check_done()?;
         let (all, old) = (image.state.all(), part(&self.clean.state.all(), STATE));
         let state = part(&all, STATE);
         let new = self.confirmed.as_ref().map(|world| part(&world.state.all(), STATE));

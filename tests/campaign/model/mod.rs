@@ -308,6 +308,11 @@ impl World {
         images.pop().unwrap_or_else(|| self.clone())
     }
 
+    /// Whether all that was done may be done, also where no machine at rest shows it.
+    pub fn check_done(&self) -> Result<(), String> {
+        self.esp.wrong.or(self.state.wrong).map_or(Ok(()), |what| Err(what.to_owned()))
+    }
+
     /// What tells it from every other machine at rest.
     pub fn digest(&self) -> u64 {
         let mut hasher = DefaultHasher::new();

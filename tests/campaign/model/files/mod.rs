@@ -1,8 +1,10 @@
 //! File systems with what they promise, and no more.
 //!
-//! *ext4* (data=ordered): changes of names survive in the order in which they were made, each whole, and
-//! any sync makes all before it durable; content is durable once its file is synced, and before that
-//! may be missing, or be there in part. A journal that cannot be written makes it read-only.
+//! *ext4* (data=ordered): the names of a directory change in the order in which they were changed, each
+//! call whole, and a sync of the directory makes them durable; content is durable once its file is synced,
+//! and before that may be missing, or be there in part. A journal that cannot be written makes it
+//! read-only. Less is promised than ext4 keeps, whose every sync brings all that was done before: what
+//! restage needs durable it has to sync itself, as on XFS or btrfs.
 //!
 //! *FAT*: nothing is ordered and a rename is not one change. A name, the length in its directory entry,
 //! the chain of clusters and the content survive each by itself: a name without a length is an empty
@@ -15,6 +17,7 @@
 //! Not modelled: names that are lost although they were synced, sectors torn inside, a full journal.
 
 mod handles;
+mod images;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -25,8 +28,6 @@ pub use handles::{root, root_path};
 
 /// What is read where the content was lost.
 const GARBAGE: u8 = 0xf7;
-/// Up to so many unsynced changes, all their subsets are tried.
-const MAX_SUBSETS: usize = 6;
 /// What a file takes its space in.
 const CLUSTER_BYTES: usize = 4096;
 /// So many entries a directory grows by: those of the smallest cluster.
@@ -151,8 +152,8 @@ pub struct Files {
     rooms: BTreeMap<u64, usize>,
     /// The same on the medium.
     durable_rooms: BTreeMap<u64, usize>,
-    /// FAT: a directory grew while a journal was in it: a cut may leave neither of them readable.
-    pub has_grown_committed: bool,
+    /// What was done that must not be done, where no machine at rest shows it.
+    pub wrong: Option<&'static str>,
 }
 
 /// What is at a path, for assertions.
@@ -182,7 +183,7 @@ impl Files {
             errors_remount_ro: false,
             rooms: BTreeMap::new(),
             durable_rooms: BTreeMap::new(),
-            has_grown_committed: false,
+            wrong: None,
         }
     }
 
@@ -214,7 +215,10 @@ impl Files {
         let room = self.entries(directory);
         if self.flavor == Flavor::Fat && needed > room {
             let is_journal = |name: &OsString| name.as_encoded_bytes().ends_with(b".JNL");
-            self.has_grown_committed |= names.keys().any(is_journal);
+            if names.keys().any(is_journal) {
+                // A cut may leave neither of them readable.
+                self.wrong = Some("restage's directory on the ESP grows beside a journal");
+            }
             self.rooms.insert(directory, needed);
         }
     }
@@ -283,6 +287,19 @@ impl Files {
             bytes.resize(slot.bytes, GARBAGE);
         }
         Some(bytes)
+    }
+
+    /// A file loses its name. Where it was overwritten, that has to be on the medium: else what was in it
+    /// stays readable in free clusters.
+    fn free(&mut self, number: u64) {
+        let bytes = |tree: &Tree| match tree.get(&number) {
+            Some(Item::File(file)) => file.content.clone(),
+            _ => Arc::default(),
+        };
+        let is_zero = |content: &Content| content.bytes.iter().all(|byte| *byte == 0);
+        if is_zero(&bytes(&self.seen)) && !is_zero(&bytes(&self.medium)) {
+            self.wrong = Some("a file is removed before its zeros are durable");
+        }
     }
 
     fn is_broken(&self, slot: Slot) -> bool {
@@ -377,164 +394,25 @@ impl Files {
     }
 
     fn sync_file(&mut self, number: u64) {
-        let flavor = self.flavor;
         self.settle(|change| match change {
-            Change::Content { number: this } => *this == number,
-            Change::Name { .. } => flavor == Flavor::Ext4,
-            Change::Length { number: this, .. } => flavor == Flavor::Ext4 || *this == number,
+            Change::Content { number: this } | Change::Length { number: this, .. } => {
+                *this == number
+            }
+            Change::Name { .. } => false,
             Change::Chained { .. } | Change::Freed { .. } => true,
         });
     }
 
     fn sync_directory(&mut self, number: u64) {
-        let flavor = self.flavor;
         if let Some(room) = self.rooms.get(&number) {
             self.durable_rooms.insert(number, *room);
         }
         self.settle(|change| match change {
-            Change::Content { .. } => false,
-            Change::Name { directory, .. } => flavor == Flavor::Ext4 || *directory == number,
-            Change::Length { .. } => flavor == Flavor::Ext4,
+            Change::Content { .. } | Change::Length { .. } => false,
+            Change::Name { directory, .. } => *directory == number,
             Change::Chained { .. } | Change::Freed { .. } => true,
         });
     }
-
-    /// What may be on the medium when the power goes, as it is mounted at the next boot.
-    pub(super) fn images(&self) -> Vec<Self> {
-        let mut images = Vec::new();
-        let synced = (0..self.pending.len()).filter(|index| self.pending[*index].is_synced);
-        let synced: Vec<_> = synced.map(|index| (index, Part::Whole)).collect();
-        for mut chosen in self.choices() {
-            let mut tree = self.medium.clone();
-            chosen.extend(&synced);
-            chosen.sort_by_key(|(index, _)| *index);
-            for (index, part) in chosen {
-                let change = &self.pending[index].change;
-                apply(Arc::make_mut(&mut tree), Some(&self.seen), self.flavor, change, part);
-            }
-            self.mounted(tree, &mut images);
-        }
-        images
-    }
-
-    /// Which changes survive.
-    fn choices(&self) -> Vec<Vec<(usize, Part)>> {
-        let open: Vec<usize> =
-            (0..self.pending.len()).filter(|index| !self.pending[*index].is_synced).collect();
-        let all = || open.iter().copied();
-        let whole = |indices: Vec<usize>| indices.into_iter().map(|i| (i, Part::Whole)).collect();
-        let mut choices: Vec<Vec<(usize, Part)>> = vec![Vec::new()];
-        if open.is_empty() {
-            return choices;
-        }
-        let is_content = |i: &usize| matches!(self.pending[*i].change, Change::Content { .. });
-        let contents: Vec<usize> = all().filter(is_content).collect();
-        match self.flavor {
-            Flavor::Ext4 => {
-                let mut calls: Vec<u64> =
-                    all().filter(|i| !is_content(i)).map(|i| self.pending[i].call).collect();
-                calls.dedup();
-                for last in std::iter::once(0).chain(calls) {
-                    let names: Vec<usize> =
-                        all().filter(|i| !is_content(i) && self.pending[*i].call <= last).collect();
-                    for subset in subsets(&contents) {
-                        choices.push(whole([names.clone(), subset].concat()));
-                    }
-                }
-            }
-            Flavor::Fat => {
-                choices.extend(subsets(&all().collect::<Vec<_>>()).into_iter().map(whole));
-            }
-        }
-        for half in contents {
-            let part = |i: usize| if i == half { Part::Half } else { Part::Whole };
-            choices.push(all().map(|i| (i, part(i))).collect());
-        }
-        choices.push(whole(all().collect()));
-        choices
-    }
-
-    /// A tree as it is found by the next boot: as it is, and repaired where it is not sound.
-    fn mounted(&self, mut tree: Arc<Tree>, images: &mut Vec<Self>) {
-        let reached = reached(&tree);
-        if reached.len() < tree.len() {
-            Arc::make_mut(&mut tree).retain(|number, _| reached.contains(number));
-        }
-        // What survived has its clusters. Those that only fillers have are room that was not yet made.
-        let mut rooms = self.durable_rooms.clone();
-        for (number, item) in tree.iter() {
-            let Item::Directory(names) = item else { continue };
-            let needed = room_for(names.keys().filter(|name| !is_filler(name)));
-            if needed > CLUSTER_ENTRIES && rooms.get(number).is_none_or(|room| *room < needed) {
-                rooms.insert(*number, needed);
-            }
-        }
-        let image = Self {
-            flavor: self.flavor,
-            medium: tree.clone(),
-            seen: tree,
-            pending: Vec::new(),
-            next: self.next,
-            calls: 0,
-            is_read_only: false,
-            clusters: self.clusters,
-            errors_remount_ro: false,
-            rooms: rooms.clone(),
-            durable_rooms: rooms,
-            has_grown_committed: self.has_grown_committed,
-        };
-        let mut repaired = image.clone();
-        let is_changed = repaired.repair();
-        // The image with everything in it stays the last.
-        if is_changed {
-            images.push(repaired);
-        }
-        images.push(image);
-    }
-
-    fn repair(&mut self) -> bool {
-        let mut is_changed = false;
-        let mut owners = BTreeSet::new();
-        let directories: Vec<u64> = self
-            .seen
-            .iter()
-            .filter(|(_, item)| matches!(item, Item::Directory(_)))
-            .map(|(number, _)| *number)
-            .collect();
-        for directory in directories {
-            for (name, slot) in self.names(directory).iter() {
-                let slot = *slot;
-                let is_directory = matches!(self.seen[&slot.number], Item::Directory(_));
-                let is_shared = !is_directory && !owners.insert(slot.number);
-                if self.is_broken(slot) || (is_shared && slot.bytes > 0) {
-                    // Its own file again, and empty.
-                    let number = self.next;
-                    self.next += 1;
-                    let seen = Arc::make_mut(&mut self.seen);
-                    seen.insert(number, Item::File(File::default()));
-                    put(seen, directory, name, Slot { number, bytes: 0 });
-                    is_changed = true;
-                }
-            }
-        }
-        self.medium = self.seen.clone();
-        is_changed
-    }
-}
-
-/// All subsets of few, each alone and each missing of many; not the empty one, nor the whole.
-fn subsets(indices: &[usize]) -> Vec<Vec<usize>> {
-    let count = indices.len();
-    if count <= MAX_SUBSETS {
-        let chosen = |mask: u32| (0..count).filter(move |i| mask & (1 << i) != 0);
-        return (0..1_u32 << count).map(|m| chosen(m).map(|i| indices[i]).collect()).collect();
-    }
-    let mut subsets = Vec::new();
-    for one in indices {
-        subsets.push(vec![*one]);
-        subsets.push(indices.iter().copied().filter(|i| i != one).collect());
-    }
-    subsets
 }
 
 /// How many entries of 32 bytes a name takes: one for 8.3 characters, else one for 13 of them besides.
