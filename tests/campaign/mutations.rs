@@ -59,13 +59,17 @@ const EFFECTS: &str = "src/apply/effects.rs";
 const SYNCING: [&str; 6] =
     [DIRECTORY, ROOM, STATE_FS, EFFECTS, "src/apply/table.rs", "src/apply/restore/extract.rs"];
 
-/// The operations that come by what lies here; all of them where nothing is said.
-const OPERATIONS: [(&str, &[&str]); 4] = [
-    (STATE_FS, &RESTORES),
-    ("src/apply/restore/", &RESTORES),
-    (EFFECTS, &RESETS),
-    ("src/apply/table.rs", &RESETS),
+/// The operations that come by what lies here, one group after the other.
+const OPERATIONS: [(&str, &[&[&str]]); 5] = [
+    (STATE_FS, &[&RESTORES]),
+    ("src/apply/restore/", &[&RESTORES]),
+    (EFFECTS, &[&RESETS]),
+    ("src/apply/table.rs", &[&RESETS]),
+    // Everywhere else: those that take seconds, then all.
+    ("src/", &[&SHORT, &[]]),
 ];
+const SHORT: [&str; 7] =
+    ["stage", "cancel", "restore-stage", "restore-cancel", "restore-skip", "confirm", "roll-back"];
 const RESTORES: [&str; 6] =
     ["restore-stage", "restore-cancel", "restore", "restore-skip", "confirm", "roll-back"];
 const RESETS: [&str; 5] =
@@ -393,14 +397,20 @@ impl Copy {
             let reach = ["stage-512", "cancel-512", "--violations", "1", "--second", "1000000"];
             return self.look("restage-filesystems", &reach);
         }
-        let operations = OPERATIONS.iter().find(|(begin, _)| mutation.file.starts_with(begin));
-        let operations = operations.map_or(&[][..], |(_, operations)| operations);
-        let reach =
-            [&["--violations", "1", "--second", "8", "--third", "1000"], operations].concat();
+        let is_here = |(begin, _): &&(&str, _)| mutation.file.starts_with(begin);
+        let groups = OPERATIONS.iter().find(is_here).map_or(&[][..], |(_, groups)| groups);
+        let mut looks: Vec<Vec<&str>> = Vec::new();
+        for group in groups {
+            looks.push(
+                [&["--violations", "1", "--second", "8", "--third", "1000"], *group].concat(),
+            );
+        }
+        looks.push(vec!["--faults-only"]);
         // A record that is lost is harmless, unless the next attempt fails as well.
-        let deep = [&reach[..3], &["1", "--third", "1000", "--faults", "2", "reset", "confirm"]];
-        for reach in [&reach[..], &["--faults-only"], &deep.concat()] {
-            let verdict = self.look("restage-campaign", reach);
+        let deep = ["--violations", "1", "--second", "1", "--third", "1000", "--faults", "2"];
+        looks.push([&deep[..], &["reset", "confirm"]].concat());
+        for reach in looks {
+            let verdict = self.look("restage-campaign", &reach);
             if verdict != Verdict::NotSeen {
                 return verdict;
             }
