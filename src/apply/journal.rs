@@ -31,7 +31,7 @@ use crate::platform::Store;
 use crate::request::{Operation, Request, check_name, file_name, stem};
 
 pub use end::{clear_away, finish, reports};
-pub use mend::{mend, remove_unlinked};
+pub use mend::{mend, remove_unlinked, settle, settle_esp};
 
 /// Report, log and the directory entries of all progress fit into this.
 const RESERVED_BYTES: usize = 512 * 1024;

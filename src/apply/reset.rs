@@ -39,6 +39,7 @@ pub enum Applied {
 pub fn apply(machine: &mut Machine, profile: &Profile) -> Result<Applied> {
     let found = find::look(machine.esp.as_ref())?;
     let is_committed = !found.committed.is_empty();
+    journal::settle_esp(machine.esp.as_mut());
     let found = match journal::mend::<Committed>(machine.esp.as_mut(), machine.host.now) {
         Ok(found) => found,
         Err(error) if is_committed => return Ok(Applied::Unfinished(error.after_commit())),
@@ -143,9 +144,13 @@ fn prepare(
     Ok(journal)
 }
 
+/// From here on, what is read of the disk is durable: also where a machine was reset while its power
+/// stayed, and the disk still has in its cache what an earlier run wrote.
 fn make_writable(machine: &mut Machine) -> Result<()> {
-    let opened = machine.disk.make_writable();
-    opened.doing(|| format!("cannot write to {}", machine.disk.name()))
+    let disk = machine.disk.as_mut();
+    let settled =
+        disk.make_writable().and_then(|()| disk.flush()).and_then(|()| disk.forget_cache());
+    settled.doing(|| format!("cannot write to {}", machine.disk.name()))
 }
 
 fn read_seeds(machine: &Machine, profile: &Profile, request: &Request) -> Result<Seeds> {

@@ -4,7 +4,7 @@
 
 use std::io;
 
-use super::journal::{self, clear_away};
+use super::journal::{self, clear_away, settle_esp};
 use super::reset::{self, Applied, set_aside};
 use crate::error::{Doing, Result};
 use crate::plan::reset::Ask;
@@ -53,6 +53,8 @@ fn hear(
     variable: &mut dyn Variable,
     id: &str,
 ) -> Result<Vec<String>> {
+    // The request that it became at an earlier boot has to be there before the variable goes.
+    settle_esp(machine.esp.as_mut());
     let found = find::look(machine.esp.as_ref())?;
     let by_argument = asked.by_argument(profile.kernel_argument, found.argument_had);
     let is_asked = asked.variable || by_argument;

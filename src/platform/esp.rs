@@ -41,6 +41,8 @@ pub struct EspDirectory {
     name: String,
     /// restage's own directory; made when the first file is.
     own: Option<Dir>,
+    /// Whether its name is durable: whoever made it may not have come to that.
+    is_named: bool,
 }
 
 impl EspDirectory {
@@ -52,7 +54,7 @@ impl EspDirectory {
     /// The same on an open root.
     pub fn below(root: Dir, name: &str) -> io::Result<Self> {
         let own = directory::open_at(root.as_ref(), name)?;
-        Ok(Self { root, name: name.to_owned(), own })
+        Ok(Self { root, name: name.to_owned(), own, is_named: false })
     }
 
     /// Opens the ESP at `root`; of restage's directories on it, which begin with `name`, the one in use.
@@ -84,11 +86,11 @@ impl EspDirectory {
             own => own,
         };
         match own {
-            Ok(own) => Ok(Self { root: at, name: used, own }),
+            Ok(own) => Ok(Self { root: at, name: used, own, is_named: false }),
             Err(error) if is_broken(&error) && number < MAX_PASSED_OVER => {
                 let next = numbered(name, number + 1);
                 log::warn!("`{next}` will be used instead of `{used}`: {}", chain(&error));
-                Ok(Self { root: at, name: next, own: None })
+                Ok(Self { root: at, name: next, own: None, is_named: false })
             }
             Err(error) => Err(error),
         }
@@ -124,10 +126,14 @@ impl EspDirectory {
     }
 
     fn own(&mut self) -> io::Result<&dyn Directory> {
+        if self.own.is_some() && !self.is_named {
+            self.root.sync()?;
+        }
         let own = match self.own.take() {
             Some(own) => own,
             None => directory::make(self.root.as_ref(), &self.name)?,
         };
+        self.is_named = true;
         Ok(&**self.own.insert(own))
     }
 
@@ -224,6 +230,17 @@ impl Store for EspDirectory {
     fn shred(&mut self, name: &str) -> io::Result<()> {
         self.own.as_ref().map_or(Ok(()), |own| directory::shred(own.as_ref(), name))
     }
+
+    fn settle(&mut self) -> io::Result<()> {
+        let Some(own) = &self.own else { return Ok(()) };
+        if !own.grows_in_pieces()? {
+            return own.sync_file_system();
+        }
+        // On vfat that sends the disk no flush.
+        directory::settle(own.as_ref())?;
+        // Its own name.
+        self.root.sync()
+    }
 }
 
 impl Esp for EspDirectory {
@@ -240,7 +257,8 @@ impl Esp for EspDirectory {
     fn remove_path(&mut self, path: &str) -> io::Result<()> {
         match self.parent(path)? {
             Some((parent, last)) => directory::remove_tree(parent.as_ref(), last),
-            None => Ok(()),
+            // Something on the way to it was removed, durably or not.
+            None => self.root.sync(),
         }
     }
 }

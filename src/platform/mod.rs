@@ -94,6 +94,9 @@ pub trait Store {
     /// Overwrites a file in place, syncs, and then removes it, durable when this returns. Safe to
     /// repeat.
     fn shred(&mut self, name: &str) -> io::Result<()>;
+    /// Makes durable what can be seen: a run that was killed, or a machine that was reset while its power
+    /// stayed, leaves behind what only a cache has. Where it can be had, of the whole file system.
+    fn settle(&mut self) -> io::Result<()>;
 }
 
 /// The ESP: restage's directory on it, and the paths of the profile.

@@ -111,6 +111,7 @@ pub fn clear_leftovers(store: &mut dyn Store, now: u64) -> Result<()> {
         let report = format!("{stem}.RPT");
         store.read(&report, MAX_BYTES).doing(|| format!("cannot read {report}"))?;
     }
+    journal::settle_esp(store);
     let found = journal::mend::<journal::Committed>(store, now)?;
     if !found.committed.is_empty() {
         let why = "an earlier reset did not get to its report: a boot ends it";
@@ -174,6 +175,7 @@ pub fn new_id(store: &dyn Store) -> Result<String> {
 /// Withdraws what is staged and not committed; returns the ids. Durable when this returns.
 pub fn cancel(store: &mut dyn Store, now: u64) -> Result<Vec<String>> {
     let mut ids = Vec::new();
+    journal::settle_esp(store);
     journal::remove_unlinked(store)?;
     for stem in find::look(store)?.staged {
         let request = read(store, &stem);

@@ -6,12 +6,14 @@ use std::io::Read;
 
 use serde::Serialize;
 
-use super::find::{self, Found};
+use super::find;
 use super::restore::{ArchiveFile, RestoreBinding, RestoreRequest, SkipItem};
 use super::{Operation, Staged, file_name};
 use crate::apply::journal::{self, Decision, Journal, clear_away};
 use crate::apply::restore::probe::Trial;
-use crate::apply::restore::{Committed, Machine, extract, over, probe, read_request, state_of};
+use crate::apply::restore::{
+    Committed, Machine, extract, mended, over, probe, read_request, state_of,
+};
 use crate::error::{Doing, Error, Refused, Result};
 use crate::format::archive::ReadError;
 use crate::format::envelope::{self, RESTORE_REQUEST};
@@ -96,12 +98,6 @@ pub fn room(store: &dyn Store) -> Result<Result<(), Refused>> {
     })
 }
 
-/// What lies there, after a report that was cut off has been made good: what it stands for must not be
-/// cleared away before.
-fn mended(machine: &mut Machine) -> Result<Found> {
-    journal::mend::<Committed>(machine.store.as_mut(), machine.host.now)
-}
-
 /// Copies the archive into the store. Without the request it means nothing.
 pub fn take_in(
     machine: &mut Machine,
@@ -164,6 +160,7 @@ pub fn stage(
     let mut flags = flags;
     if let Some(flags) = flags.as_deref_mut() {
         // A reset's, whose reports are here.
+        journal::settle_esp(flags);
         journal::mend::<journal::Committed>(flags, machine.host.now)?;
         tidy_flags(machine.store.as_ref(), flags)?;
         flags.make_room(&super::stem(id)).doing(what)?;

@@ -58,6 +58,9 @@ pub enum Cut {
         /// Whether what was unsynced survived.
         in_order: bool,
     },
+    /// After that the operation was started again, beside what it had not made durable, and then the power
+    /// went.
+    Again,
 }
 
 impl fmt::Display for Cut {
@@ -65,6 +68,7 @@ impl fmt::Display for Cut {
         match self {
             Self::Power { change, image } => write!(f, "c{change}.{image}"),
             Self::Returned { image } => write!(f, "r0.{image}"),
+            Self::Again => write!(f, "again"),
             Self::Fault { call, fault, in_order } => {
                 let kind = Fault::ALL.iter().position(|one| one == fault).unwrap_or(0);
                 write!(f, "{}{call}.{kind}", if *in_order { 'f' } else { 'g' })
@@ -191,6 +195,11 @@ pub fn has_returned(path: &[Cut]) -> bool {
     matches!(path, [Cut::Returned { .. }])
 }
 
+/// Whether it was started twice.
+pub fn was_started_again(path: &[Cut]) -> bool {
+    path.contains(&Cut::Again)
+}
+
 /// Whether something but the power has failed on this way.
 pub fn had_fault(path: &[Cut]) -> bool {
     path.iter().any(|cut| matches!(cut, Cut::Fault { .. }))
@@ -291,6 +300,7 @@ pub fn replay(case: &dyn Case, path: &[Cut]) -> Result<&'static str, String> {
                 println!("{cut}: image {number} of {of}, in {step}");
                 images.get(number).cloned().ok_or_else(|| format!("there is no image {number}"))?
             }
+            Cut::Again => return Err("this is one of --faults-only --row".to_owned()),
             Cut::Returned { image: number } => {
                 let world = image.share();
                 run(&world);

@@ -38,6 +38,23 @@ pub fn remove_unlinked(store: &mut dyn Store) -> Result<Vec<String>> {
     Ok(left)
 }
 
+/// Makes durable what lies there, unless all of it has ended: before anything rests on it.
+pub fn settle(store: &mut dyn Store) -> Result<()> {
+    let what = || "cannot make durable what lies there".to_owned();
+    if find::sort(&store.names().doing(what)?).has_ended() {
+        return Ok(());
+    }
+    store.settle().doing(what)
+}
+
+/// The same on the ESP, where a failure is only told: it may be of a file that matters to nobody, and what
+/// is worked on next fails by itself, and is counted then.
+pub fn settle_esp(store: &mut dyn Store) {
+    if let Err(error) = settle(store) {
+        log::warn!("{}", error.chain());
+    }
+}
+
 /// Makes good what a power cut on FAT leaves of a file that was not synced yet: it is there, and empty,
 /// damaged or unreadable. Returns what lies there then.
 ///

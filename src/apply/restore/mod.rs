@@ -23,8 +23,9 @@ use crate::platform::volume::Volume;
 use crate::platform::{Store, console};
 use crate::profile::{Profile, State};
 use crate::report::{Outcome, Report, StepReport};
+use crate::request::find::{self, Found};
 use crate::request::restore::RestoreRequest;
-use crate::request::{Operation, check_name, find};
+use crate::request::{Operation, check_name};
 use probe::Trial;
 use steps::{Ended, Phase};
 
@@ -134,6 +135,10 @@ pub fn at_boot(machine: &mut Machine, profile: &Profile) -> Result<Restored> {
     let state = state_of(profile)?;
     let found = find::look(machine.store.as_ref())?;
     let is_committed = !found.committed.is_empty();
+    if let Err(error) = journal::settle(machine.store.as_mut()) {
+        // The file system is read-only from there on, and nothing can be counted.
+        return if is_committed { Ok(Restored::Unfinished(error.hold())) } else { Err(error) };
+    }
     let now = machine.host.now;
     let found = match journal::mend::<Committed>(machine.store.as_mut(), now) {
         Ok(found) => found,
@@ -155,6 +160,14 @@ pub fn at_boot(machine: &mut Machine, profile: &Profile) -> Result<Restored> {
         journal::clear_away(machine.store.as_mut(), stem)?;
     }
     start(machine, profile, state, &found.staged)
+}
+
+/// What lies there, all of it durable with the rest of its file system, the keys and which state is in
+/// place, and after a report that was cut off has been made good: what it stands for must not be cleared
+/// away before.
+pub fn mended(machine: &mut Machine) -> Result<Found> {
+    journal::settle(machine.store.as_mut())?;
+    journal::mend::<Committed>(machine.store.as_mut(), machine.host.now)
 }
 
 /// The part of the profile that a restore needs.
@@ -400,7 +413,7 @@ fn roll_back(machine: &mut Machine, state: &State, mut journal: Journal<Committe
 pub fn confirm(machine: &mut Machine, profile: &Profile) -> Result<Restored> {
     let state = state_of(profile)?;
     // Of a confirmation that was cut while it wrote its report, which is to be written again.
-    let found = journal::mend::<Committed>(machine.store.as_mut(), machine.host.now)?;
+    let found = mended(machine)?;
     // Of one whose report was written, and nothing after it.
     for stem in &found.leftovers {
         journal::clear_away(machine.store.as_mut(), stem)?;

@@ -248,14 +248,25 @@ pub fn remove(directory: &dyn Directory, name: impl AsRef<OsStr>) -> io::Result<
     removed(directory, directory.remove_file(name.as_ref()))
 }
 
-/// Makes a removal durable. One that failed may have happened all the same, and who repeats it finds
-/// nothing there that would have to be made durable.
+/// Makes a removal durable: also one that failed, for it may have happened all the same, and that of
+/// something that is not there, for who removed it may not have come to that.
 fn removed(directory: &dyn Directory, was_there: io::Result<bool>) -> io::Result<()> {
-    if matches!(was_there, Ok(false)) {
-        return Ok(());
-    }
     let synced = directory.sync();
     was_there.and(synced)
+}
+
+/// Makes durable the files of a directory, as they are seen, and their names.
+pub fn settle(directory: &dyn Directory) -> io::Result<()> {
+    for name in directory.names()? {
+        // Of an empty one there is only the name.
+        let is_file = |node: &Node| node.kind == NodeKind::File && node.bytes > 0;
+        if directory.look(&name)?.as_ref().is_some_and(is_file)
+            && let Some(file) = directory.file(&name)?
+        {
+            file.sync()?;
+        }
+    }
+    directory.sync()
 }
 
 /// Overwrites a file in place, syncs, and removes it, durable when this returns. Safe to repeat. One
@@ -299,7 +310,7 @@ pub fn remove_tree(parent: &dyn Directory, name: impl AsRef<OsStr>) -> io::Resul
 
 fn remove_tree_at(parent: &dyn Directory, name: &OsStr, depth: usize) -> io::Result<()> {
     match parent.look(name)? {
-        None => return Ok(()),
+        None => return removed(parent, Ok(false)),
         Some(node) if node.kind != NodeKind::Directory => return shred(parent, name),
         Some(_) => {}
     }

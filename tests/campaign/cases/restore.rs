@@ -370,6 +370,7 @@ impl Lab {
         allowed: &[Outcome],
         kept: Kept,
     ) -> Result<&'static str, String> {
+        end.check_done()?;
         let world = end.share();
         let reports = reports(&store(&world)?).map_err(|error| error.chain())?;
         let outcome = match reports.as_slice() {

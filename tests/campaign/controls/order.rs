@@ -141,6 +141,9 @@ impl<E: Esp> Store for RecordsFirst<E> {
     fn shred(&mut self, name: &str) -> io::Result<()> {
         self.inner.shred(name)
     }
+    fn settle(&mut self) -> io::Result<()> {
+        self.inner.settle()
+    }
 }
 
 impl<E: Esp> Esp for RecordsFirst<E> {

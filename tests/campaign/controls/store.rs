@@ -100,6 +100,9 @@ impl Store for WrongStore {
     fn shred(&mut self, name: &str) -> io::Result<()> {
         self.inner.shred(name)
     }
+    fn settle(&mut self) -> io::Result<()> {
+        self.inner.settle()
+    }
 }
 
 impl Esp for WrongStore {

@@ -1,5 +1,6 @@
 //! Faults that are not power cuts: for each, what boot does next, and an error with a name of its own.
 
+mod again;
 mod every;
 mod lasting;
 mod names;
@@ -48,8 +49,12 @@ type Part = fn(Wanted<'_>) -> Seen;
 pub fn run(only: Option<&str>) -> ExitCode {
     let mut failed = 0;
     let wanted = Wanted(only);
-    let parts: [(&str, Part); 3] =
-        [("rows of the table", rows::run), ("calls", every::run), ("lasting", lasting::run)];
+    let parts: [(&str, Part); 4] = [
+        ("rows of the table", rows::run),
+        ("calls", every::run),
+        ("lasting", lasting::run),
+        ("started again", again::run),
+    ];
     let mut met = 0;
     for (name, part) in parts {
         let begin = Instant::now();

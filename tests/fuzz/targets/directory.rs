@@ -81,6 +81,9 @@ impl Store for Memory {
     fn shred(&mut self, name: &str) -> io::Result<()> {
         self.remove(name)
     }
+    fn settle(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Files that are whole, of both kinds of operation.

@@ -37,8 +37,10 @@ pub fn resets(bench: &mut Bench<'_>, index: usize) -> Outcome {
 fn reset_ends(bench: &mut Bench<'_>, recording: &Recording, before: &Contents) -> Outcome {
     let staged = bench.base()?.request("example")?;
     let wanted = end::seeds_after(bench, &staged)?;
-    let over = end::report(bench, &recording.id).is_ok();
+    let has_report = end::report(bench, &recording.id).is_ok();
     let console = boot(bench, STATUS)?;
+    // The reader here does not ask whether a file's only cluster is free; Linux does.
+    let over = has_report && !console.contains(".RPT is written again");
     let ended = if over { format!("{STATUS}0") } else { REBOOTS.to_owned() };
     bench.check(&format!("the console says `{ended}`"), console.contains(&ended))?;
     end::reset_done(bench, &recording.id, &wanted)?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use restage::report::Outcome;
 
 use crate::controls::Wrong;
-use crate::explore::{Case, Cut, had_fault, has_returned};
+use crate::explore::{Case, Cut, had_fault, has_returned, was_started_again};
 use crate::model::{Shared, World};
 use crate::told::Told;
 use disk::Tables;
@@ -60,6 +60,10 @@ impl Case for ResetCase {
         let mut allowed = self.outcomes.clone();
         if had_fault(path) {
             allowed.push(Outcome::Refused);
+        }
+        // What the first start had staged is withdrawn by the second.
+        if was_started_again(path) && self.work == Work::Stage {
+            allowed.push(Outcome::Cancelled);
         }
         self.lab.check_end(end, &allowed)
     }

@@ -136,7 +136,7 @@ impl ModelDirectory {
                 _ => return Err(io::Error::other("not empty, or of another kind")),
             }
             let was_broken = files.is_broken(slot);
-            files.free(slot.number);
+            files.free(name, slot);
             let (directory, name) = (self.number, name.to_owned());
             let mut changes =
                 vec![Change::Name { directory, name, number: None, is_directory: false }];

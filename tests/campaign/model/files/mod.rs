@@ -4,7 +4,7 @@
 //! call whole, and a sync of the directory makes them durable; content is durable once its file is synced,
 //! and before that may be missing, or be there in part. A journal that cannot be written makes it
 //! read-only. Less is promised than ext4 keeps, whose every sync brings all that was done before: what
-//! restage needs durable it has to sync itself, as on XFS or btrfs.
+//! restage needs durable it has to sync itself, as on XFS.
 //!
 //! *FAT*: nothing is ordered and a rename is not one change. A name, the length in its directory entry,
 //! the chain of clusters and the content survive each by itself: a name without a length is an empty
@@ -289,15 +289,23 @@ impl Files {
         Some(bytes)
     }
 
-    /// A file loses its name. Where it was overwritten, that has to be on the medium: else what was in it
-    /// stays readable in free clusters.
-    fn free(&mut self, number: u64) {
-        let bytes = |tree: &Tree| match tree.get(&number) {
-            Some(Item::File(file)) => file.content.clone(),
-            _ => Arc::default(),
+    /// A file loses its name. What may be secret has to be overwritten, and that on the medium: else it stays
+    /// readable in free clusters. Of one that cannot be read that cannot be asked.
+    fn free(&mut self, name: &OsStr, slot: Slot) {
+        let Some(Item::File(file)) = self.seen.get(&slot.number) else { return };
+        if is_open_to_all(name) || self.is_broken(slot) {
+            return;
+        }
+        let is_pending = |pending: &Pending| {
+            matches!(pending.change, Change::Content { number } if number == slot.number)
+                && !pending.is_synced
+                && !pending.is_lost
         };
-        let is_zero = |content: &Content| content.bytes.iter().all(|byte| *byte == 0);
-        if is_zero(&bytes(&self.seen)) && !is_zero(&bytes(&self.medium)) {
+        // Of one that has lost its length nobody can overwrite more than this.
+        let bytes = self.content(file, slot).unwrap_or_default();
+        if bytes.iter().any(|byte| *byte != 0) {
+            self.wrong = Some("a file is removed that was not overwritten");
+        } else if !bytes.is_empty() && self.pending.iter().any(is_pending) {
             self.wrong = Some("a file is removed before its zeros are durable");
         }
     }
@@ -312,7 +320,7 @@ impl Files {
         self.digest_below(ROOT, &mut hasher);
         // On ext4 restage knows directories by their numbers.
         let next = (self.flavor == Flavor::Ext4).then_some(self.next);
-        (next, &self.durable_rooms).hash(&mut hasher);
+        (next, &self.durable_rooms, self.wrong).hash(&mut hasher);
         hasher.finish()
     }
 
@@ -430,6 +438,16 @@ fn entries(name: &OsStr) -> usize {
 /// Whether it takes room for other names.
 pub(super) fn is_filler(name: &OsStr) -> bool {
     name.to_str().is_some_and(|name| name.contains(".room") || name.contains(".Z"))
+}
+
+/// Whether a file of this name holds no secret: requests, journals, reports and their like. All others may.
+fn is_open_to_all(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    let is_ours = name.len() == 12
+        && name[..8].iter().all(u8::is_ascii_hexdigit)
+        && name[8] == b'.'
+        && name[9..].iter().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit());
+    is_ours && ![&b"SED"[..], b"TAR", b"ARC"].contains(&&name[9..])
 }
 
 /// The entries of the clusters that these names need, and the directory's two own.
