@@ -53,8 +53,10 @@ fn hear(
     variable: &mut dyn Variable,
     id: &str,
 ) -> Result<Vec<String>> {
-    // The request that it became at an earlier boot has to be there before the variable goes.
-    settle_esp(machine.esp.as_mut());
+    if asked.variable || asked.argument {
+        // The request, made by an earlier start, has to be there before that is noted.
+        settle_esp(machine.esp.as_mut());
+    }
     let found = find::look(machine.esp.as_ref())?;
     let by_argument = asked.by_argument(profile.kernel_argument, found.argument_had);
     let is_asked = asked.variable || by_argument;

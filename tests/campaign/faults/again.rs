@@ -9,7 +9,9 @@ use crate::explore::{Case, Cut};
 use crate::model::{Call, Fault, World};
 use crate::steps;
 
-/// One in so many changes of a second start is followed by a cut; its end always is.
+/// So many changes of a second start are followed by a cut, and one in so many of the others; its end
+/// always is.
+const FIRST: usize = 24;
 const ONE_IN: usize = 8;
 
 /// Runs them all.
@@ -82,7 +84,7 @@ impl One<'_> {
         }
         let mut images = world.borrow().images();
         for (change, boundary) in trace.lock().unwrap().iter().enumerate() {
-            if (change + number).is_multiple_of(ONE_IN) {
+            if change < FIRST || (change + number).is_multiple_of(ONE_IN) {
                 images.extend(boundary.world.images());
             }
         }
