@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::{Exit, Side, guarded, offline, print_json, running, systemd};
+use crate::apply::journal::settle_esp;
 use crate::apply::probe::{self, Scope};
 use crate::apply::restore;
 use crate::cli::{Cancel, FactoryReset, Place, Status};
@@ -128,6 +129,8 @@ pub fn factory_reset(arguments: &FactoryReset) -> Result<Exit> {
 
 /// The id of the factory reset that is staged, where there is one, and the next boot would accept it.
 fn staged_reset(machine: &mut Machine, profile: &Profile) -> Result<Option<String>> {
+    // What is said to be staged has to be, whoever was killed while he did it.
+    settle_esp(machine.esp.as_mut());
     let found = find::look(machine.esp.as_ref())?;
     let ([stem], []) = (found.staged.as_slice(), found.committed.as_slice()) else {
         return Ok(None);

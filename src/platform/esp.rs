@@ -99,7 +99,7 @@ impl EspDirectory {
     /// Takes the lock that keeps two restages apart, until this is dropped or the process ends, however
     /// it ends. An error names the process that has it.
     pub fn lock(&mut self) -> io::Result<()> {
-        let own = self.own()?;
+        let own = self.made()?;
         let until = Instant::now() + LOCK_WAIT;
         while !own.lock()? {
             if Instant::now() > until {
@@ -125,15 +125,24 @@ impl EspDirectory {
         Ok(why.map(|why| format!("`{}` {why}", self.name)))
     }
 
+    /// restage's directory, durable, for who makes something in it.
     fn own(&mut self) -> io::Result<&dyn Directory> {
         if self.own.is_some() && !self.is_named {
             self.root.sync()?;
+            self.is_named = true;
         }
-        let own = match self.own.take() {
-            Some(own) => own,
-            None => directory::make(self.root.as_ref(), &self.name)?,
+        self.made()
+    }
+
+    /// restage's directory, as it is.
+    fn made(&mut self) -> io::Result<&dyn Directory> {
+        let own = if let Some(own) = self.own.take() {
+            own
+        } else {
+            let made = directory::make(self.root.as_ref(), &self.name)?;
+            self.is_named = true;
+            made
         };
-        self.is_named = true;
         Ok(&**self.own.insert(own))
     }
 
@@ -237,9 +246,9 @@ impl Store for EspDirectory {
             return own.sync_file_system();
         }
         // On vfat that sends the disk no flush.
-        directory::settle(own.as_ref())?;
+        let settled = directory::settle(own.as_ref());
         // Its own name.
-        self.root.sync()
+        settled.and(self.root.sync())
     }
 }
 

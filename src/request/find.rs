@@ -24,12 +24,6 @@ pub struct Found {
 }
 
 impl Found {
-    /// Whether there is nothing but reports.
-    #[must_use]
-    pub fn has_ended(&self) -> bool {
-        self.is_empty() && self.flags.is_empty()
-    }
-
     /// Whether there is nothing to do here.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -41,7 +41,7 @@ pub fn remove_unlinked(store: &mut dyn Store) -> Result<Vec<String>> {
 /// Makes durable what lies there, unless all of it has ended: before anything rests on it.
 pub fn settle(store: &mut dyn Store) -> Result<()> {
     let what = || "cannot make durable what lies there".to_owned();
-    if find::sort(&store.names().doing(what)?).has_ended() {
+    if find::sort(&store.names().doing(what)?).is_empty() {
         return Ok(());
     }
     store.settle().doing(what)

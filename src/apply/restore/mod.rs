@@ -136,8 +136,12 @@ pub fn at_boot(machine: &mut Machine, profile: &Profile) -> Result<Restored> {
     let found = find::look(machine.store.as_ref())?;
     let is_committed = !found.committed.is_empty();
     if let Err(error) = journal::settle(machine.store.as_mut()) {
-        // The file system is read-only from there on, and nothing can be counted.
-        return if is_committed { Ok(Restored::Unfinished(error.hold())) } else { Err(error) };
+        return match found.committed.as_slice() {
+            [] => Err(error),
+            [stem] if is_decided(machine, stem) => Ok(Restored::Later(error)),
+            // What cannot be counted cannot be limited.
+            _ => Ok(Restored::Unfinished(error.hold())),
+        };
     }
     let now = machine.host.now;
     let found = match journal::mend::<Committed>(machine.store.as_mut(), now) {
@@ -160,6 +164,21 @@ pub fn at_boot(machine: &mut Machine, profile: &Profile) -> Result<Restored> {
         journal::clear_away(machine.store.as_mut(), stem)?;
     }
     start(machine, profile, state, &found.staged)
+}
+
+/// Whether the state in place stays, and what remains only tidies up.
+fn is_decided(machine: &Machine, stem: &str) -> bool {
+    let Ok(journal) = Journal::<Committed>::load(machine.store.as_ref(), stem) else {
+        return false;
+    };
+    match journal.progress.decision {
+        Some(Decision::Confirm) => true,
+        Some(Decision::RollBack(_)) => {
+            let in_place = machine.state.identity(Place::State);
+            in_place.is_ok_and(|in_place| in_place == Some(journal.committed.old_state))
+        }
+        None => false,
+    }
 }
 
 /// What lies there, all of it durable with the rest of its file system, the keys and which state is in

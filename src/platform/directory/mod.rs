@@ -255,18 +255,22 @@ fn removed(directory: &dyn Directory, was_there: io::Result<bool>) -> io::Result
     was_there.and(synced)
 }
 
-/// Makes durable the files of a directory, as they are seen, and their names.
+/// Makes durable the files of a directory, as they are seen, and their names. One that fails keeps no other
+/// from it; the first failure is the one to tell.
 pub fn settle(directory: &dyn Directory) -> io::Result<()> {
-    for name in directory.names()? {
+    let file = |name: &OsStr| {
         // Of an empty one there is only the name.
         let is_file = |node: &Node| node.kind == NodeKind::File && node.bytes > 0;
-        if directory.look(&name)?.as_ref().is_some_and(is_file)
-            && let Some(file) = directory.file(&name)?
-        {
-            file.sync()?;
+        if !directory.look(name)?.as_ref().is_some_and(is_file) {
+            return Ok(());
         }
+        directory.file(name)?.map_or(Ok(()), |file| file.sync())
+    };
+    let mut settled = Ok(());
+    for name in directory.names()? {
+        settled = settled.and(file(&name));
     }
-    directory.sync()
+    settled.and(directory.sync())
 }
 
 /// Overwrites a file in place, syncs, and removes it, durable when this returns. Safe to repeat. One

@@ -8,6 +8,7 @@ use crate::cases;
 use crate::explore::{Case, Cut};
 use crate::model::{Call, Fault, World};
 use crate::steps;
+use crate::told::State;
 
 /// So many changes of a second start are followed by a cut, and one in so many of the others; its end
 /// always is.
@@ -82,7 +83,23 @@ impl One<'_> {
         if self.wanted.is_narrow() {
             println!("started again: {:?}, then {:?}: {}", told.state, told.next, told.why);
         }
-        let mut images = world.borrow().images();
+        // What it has promised when it is done.
+        let returned = [Cut::Returned { image: 0 }];
+        // With one id for both, what ends the first of two stagings ends the second as well; and of what is
+        // withdrawn no more is promised than that it is not done.
+        let is_withdrawn = self.case.name().ends_with("cancel");
+        let is_strict = !is_withdrawn && self.case.name() != "stage";
+        let has_promised = told.state == State::Done;
+        let path = if is_strict && has_promised { &returned[..] } else { &[cut, Cut::Again] };
+        for image in world.borrow().images() {
+            self.case.check_image(&image)?;
+            let end = self.case.recover(&image.share())?;
+            let outcome = self.case.check_end(&end, path)?;
+            if is_withdrawn && has_promised && outcome == "done" {
+                return Err("it was withdrawn, and it is done".to_owned());
+            }
+        }
+        let mut images = Vec::new();
         for (change, boundary) in trace.lock().unwrap().iter().enumerate() {
             if change < FIRST || (change + number).is_multiple_of(ONE_IN) {
                 images.extend(boundary.world.images());

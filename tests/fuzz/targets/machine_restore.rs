@@ -119,7 +119,12 @@ fn damaged(world: &World, bytes: &mut Bytes<'_>) -> World {
         {
             world.clone()
         }
-        Changed::Nothing | Changed::File(_) => shared.borrow().settled(),
+        Changed::Nothing | Changed::File(_) => {
+            let mut world = shared.borrow().settled();
+            // Who damages it overwrites nothing first.
+            world.state.wrong = None;
+            world
+        }
     }
 }
 
