@@ -134,6 +134,9 @@ pub fn next(restored: &Restored) -> Next {
 pub fn at_boot(machine: &mut Machine, profile: &Profile) -> Result<Restored> {
     let state = state_of(profile)?;
     let found = find::look(machine.store.as_ref())?;
+    if found.is_empty() {
+        return Ok(Restored::Nothing);
+    }
     let is_committed = !found.committed.is_empty();
     if let Err(error) = journal::settle(machine.store.as_mut()) {
         return match found.committed.as_slice() {
