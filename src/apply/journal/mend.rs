@@ -47,8 +47,8 @@ pub fn settle(store: &mut dyn Store) -> Result<()> {
     store.settle().doing(what)
 }
 
-/// The same on the ESP, where a failure is only told: it may be of a file that matters to nobody, and what
-/// is worked on next fails by itself, and is counted then.
+/// The same on the ESP, where a failure is only told: it may be of a file that matters to nobody, and a
+/// boot must not hold for that. On a disk that fails, the next record fails as well, and is counted.
 pub fn settle_esp(store: &mut dyn Store) {
     if let Err(error) = settle(store) {
         log::warn!("{}", error.chain());
