@@ -51,13 +51,14 @@ impl Mutation {
     }
 }
 
+const ESP: &str = "src/platform/esp.rs";
 const DIRECTORY: &str = "src/platform/directory/mod.rs";
 const ROOM: &str = "src/platform/directory/room.rs";
 const STATE_FS: &str = "src/platform/state_fs/real.rs";
 const EFFECTS: &str = "src/apply/effects.rs";
 /// Files with calls that make durable.
 const SYNCING: [&str; 8] = [
-    "src/platform/esp.rs",
+    ESP,
     "src/apply/reset.rs",
     DIRECTORY,
     ROOM,
@@ -84,7 +85,7 @@ const RESETS: [&str; 5] =
     ["reset", "reset-bad-primary", "reset-bad-backup", "reset-4096", "reset-tpm-on-esp"];
 
 /// What nothing here can see: in this file this line, as it stands there, which of several equal ones, and why.
-const UNSEEN: [(&str, &str, usize, &str); 8] = [
+const UNSEEN: [(&str, &str, usize, &str); 10] = [
     (STATE_FS, "        made.sync()", 0, "attributes of directories: the model has none"),
     (
         STATE_FS,
@@ -123,6 +124,18 @@ const UNSEEN: [(&str, &str, usize, &str); 8] = [
         "of an empty file there is only the name, which the directory's sync brings",
     ),
     (
+        ESP,
+        "        settled.and(self.root.sync())",
+        0,
+        "who writes in the directory first syncs its name; another program may not have: the model has none",
+    ),
+    (
+        ESP,
+        "            None => self.root.sync(),",
+        0,
+        "what lies deeper on the ESP: the paths of the model's profiles lie at its root",
+    ),
+    (
         EFFECTS,
         "            disk.flush()?;",
         0,
@@ -136,7 +149,7 @@ const IN_FREE_CLUSTERS: &str = "what a cut has left in free clusters stays";
 const IN_CLUSTERS: [&str; 2] = [IN_FREE_CLUSTERS, "src/platform/directory/room.rs:"];
 
 /// Name, file, what stands there, what shall stand there.
-const BROKEN: [(&str, &str, &str, &str); 22] = [
+const BROKEN: [(&str, &str, &str, &str); 25] = [
     (
         "seeds and backups are removed with what is in them",
         "src/apply/journal/end.rs",
@@ -168,6 +181,24 @@ const BROKEN: [(&str, &str, &str, &str); 22] = [
         "",
     ),
     (
+        "what is left is cleared away as a cache has it",
+        "src/request/stage.rs",
+        "    journal::settle_esp(store);\n    let found",
+        "    let found",
+    ),
+    (
+        "a withdrawal rests on what a cache has",
+        "src/request/stage.rs",
+        "    journal::settle_esp(store);\n    journal::remove_unlinked",
+        "    journal::remove_unlinked",
+    ),
+    (
+        "flags are tidied as a cache has them",
+        "src/request/stage_restore.rs",
+        "        journal::settle_esp(flags);\n",
+        "",
+    ),
+    (
         "a removal that is repeated is not made durable",
         "src/platform/directory/mod.rs",
         "        None => return removed(parent, Ok(false)),",
@@ -175,7 +206,7 @@ const BROKEN: [(&str, &str, &str, &str); 22] = [
     ),
     (
         "a file appears by a rename",
-        "src/platform/esp.rs",
+        ESP,
         "directory::create_vouched(self.own()?, name, content)",
         "{ let temporary = format!(\"{}.TMP\", name.split('.').next().unwrap_or(name)); \
          directory::create_from(self.own()?, &temporary, name, content, &|| Ok(())) }",

@@ -11,7 +11,8 @@ use super::{Seen, Wanted};
 use crate::cases;
 use crate::explore::{BROKEN, Case};
 use crate::model::call::{Broken, Place};
-use crate::model::{Call, Device, Fault, NOW, World};
+use crate::model::{Boundary, Call, Device, Fault, NOW, World};
+use crate::steps;
 use crate::told::State::{self, Done, Failed, Refused, Unfinished, Window};
 
 /// What is not as usual.
@@ -19,6 +20,8 @@ use crate::told::State::{self, Done, Failed, Refused, Unfinished, Window};
 enum What {
     /// Every change of this file system gives EROFS; before the operation, or after its commit.
     ReadOnly(Device, When),
+    /// No sync of it succeeds.
+    Unsynced(Device, When),
     /// No cluster of it is free.
     Full(Device, When),
     /// Tables of the disk.
@@ -32,6 +35,8 @@ enum What {
 enum When {
     Start,
     Committed,
+    /// The state that stays is in place, and what remains only tidies up.
+    Decided,
 }
 
 /// What became of the partition table.
@@ -64,6 +69,7 @@ const FAILED: (State, Next, u8) = (Failed, ContinueBoot, 1);
 /// The profile asks for a reboot after a reset.
 const DONE: (State, Next, u8) = (Done, RetryNextBoot, 5);
 const OPEN: (State, Next, u8) = (Window, ContinueBoot, 0);
+const LATER_BOOT: (State, Next, u8) = (State::Later, ContinueBoot, 0);
 
 const ROWS: &[Row] = &[
     Row {
@@ -261,6 +267,24 @@ const ROWS: &[Row] = &[
         why: "cannot leave the report: cannot make /state/var/lib/restage/01234567.RPT: No space \
               left on device (os error 28)",
     },
+    Row {
+        // Nothing could be counted.
+        name: "state that cannot be synced, before a roll-back",
+        case: "roll-back",
+        what: What::Unsynced(Device::State, When::Start),
+        boots: &[HOLD, HOLD],
+        why: "cannot make durable what lies there: cannot sync the file system of \
+              /state/var/lib/restage: Input/output error (os error 5)",
+    },
+    Row {
+        // The old state is in place, and stays: nothing is there to wait for.
+        name: "state that cannot be synced, after a roll-back's exchange",
+        case: "roll-back",
+        what: What::Unsynced(Device::State, When::Decided),
+        boots: &[LATER_BOOT, LATER_BOOT],
+        why: "cannot make durable what lies there: cannot sync the file system of \
+              /state/var/lib/restage: Input/output error (os error 5)",
+    },
 ];
 
 /// Runs them all.
@@ -290,6 +314,17 @@ fn committed(case: &dyn Case) -> World {
     found.iter().rev().find(|b| b.world.calls <= after).unwrap().world.settled()
 }
 
+/// The machine at the first change of the step that comes after the decision, at its next boot.
+fn decided(case: &dyn Case) -> World {
+    let world = case.start().share();
+    let trace = world.borrow_mut().trace();
+    steps::begin();
+    let _ = case.tell(&world);
+    let found = trace.lock().unwrap();
+    let is_decided = |b: &&Boundary| steps::name(b.step) == "remove the other state";
+    found.iter().find(is_decided).unwrap().world.settled()
+}
+
 /// Makes another table of a copy, or none.
 fn damage(world: &mut World, damage: Damage) {
     let (size, sector) = (world.disk.size_bytes(), world.disk.sector_bytes());
@@ -315,6 +350,7 @@ impl Row {
         let case = case.as_ref();
         let when = match self.what {
             What::ReadOnly(_, when)
+            | What::Unsynced(_, when)
             | What::Full(_, when)
             | What::Tables(_, when)
             | What::Clock(_, _, when) => when,
@@ -323,8 +359,10 @@ impl Row {
             What::Clock(staged, _, When::Start) => self.staged_at(staged),
             _ => case.start(),
         };
-        if when == When::Committed {
-            start = committed(case);
+        match when {
+            When::Start => {}
+            When::Committed => start = committed(case),
+            When::Decided => start = decided(case),
         }
         let whole = start.clone();
         match self.what {
@@ -333,7 +371,7 @@ impl Row {
                 files.clusters = Some(files.used_clusters());
             }
             What::Tables(what, _) => damage(&mut start, what),
-            What::ReadOnly(..) | What::Clock(..) => {}
+            What::ReadOnly(..) | What::Unsynced(..) | What::Clock(..) => {}
         }
         let mut image = start;
         for (boot, expected) in self.boots.iter().enumerate() {
@@ -383,12 +421,13 @@ impl Row {
     }
 
     fn set_up(&self, world: &mut World) {
+        let mut fails = |device, calls, error| {
+            let place = Place::Everywhere;
+            world.broken = Some(Arc::new(Broken { device, calls, place, error, from: 0 }));
+        };
         match self.what {
-            What::ReadOnly(device, _) => {
-                let calls = &[Call::Change, Call::Write];
-                let place = Place::Everywhere;
-                world.broken = Some(Arc::new(Broken { device, calls, place, error: 30, from: 0 }));
-            }
+            What::ReadOnly(device, _) => fails(device, &[Call::Change, Call::Write], 30),
+            What::Unsynced(device, _) => fails(device, &[Call::Sync], 5),
             What::Clock(_, clock, _) => world.clock = clock,
             What::Full(..) | What::Tables(..) => {}
         }

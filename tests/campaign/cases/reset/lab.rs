@@ -37,6 +37,8 @@ pub const ID: &str = "0123456789abcdef0123456789abcdef";
 pub const STEM: &str = "01234567";
 /// Where there is a report of the first already.
 const OTHER_ID: &str = "1123456789abcdef0123456789abcdef";
+/// What the profile has removed from the ESP.
+const REMOVED: [&str; 2] = ["sb-disabled", "loader/credentials/nvpcr0.cred"];
 /// Boots until a reset must be over.
 const MAX_BOOTS: usize = 6;
 
@@ -96,6 +98,10 @@ impl Lab {
         };
         write(root.as_ref(), "sb-disabled", "");
         write(root.as_ref(), "EFI", "a boot loader");
+        let loader = directory::make(root.as_ref(), "loader").unwrap();
+        let credentials = directory::make(loader.as_ref(), "credentials").unwrap();
+        write(credentials.as_ref(), "nvpcr0.cred", "sealed by the TPM");
+        write(credentials.as_ref(), "other.cred", "of somebody else");
         if shape.tpm == Where::Esp {
             let tpm = directory::make(root.as_ref(), "swtpm").unwrap();
             write(tpm.as_ref(), "tpm2-00.permall", "the seeds of all hierarchies");
@@ -283,7 +289,7 @@ impl Lab {
         let world = end.share();
         let disk = probe::disk(&ModelDisk::new(&world), Scope::Boot).unwrap();
         assert_eq!(disk.partitions.len(), PARTITIONS.len() - WIPED.len());
-        assert_eq!(end.esp.all().get("sb-disabled"), None);
+        assert!(!REMOVED.iter().any(|path| end.esp.all().contains_key(*path)));
         let (offset, length) = self.places[&SEED];
         let seed = end.disk.part(offset, length);
         let is_there = seed.windows(7).any(|bytes| bytes == b"{\"a\":1}");
@@ -351,7 +357,7 @@ impl Lab {
             let is_done = match step.name().as_str() {
                 "tpm" => self.is_cleared(image),
                 "gpt" => partitions == PARTITIONS.len() - WIPED.len(),
-                "esp" => !image.esp.all().contains_key("sb-disabled"),
+                "esp" => !REMOVED.iter().any(|path| image.esp.all().contains_key(*path)),
                 name => {
                     let places = match name {
                         "seed" => vec![SEED],
@@ -400,7 +406,8 @@ impl Lab {
         };
         let mut wanted = others(&self.clean.esp);
         if reset {
-            wanted.retain(|path, _| path != "sb-disabled" && !path.starts_with("swtpm"));
+            wanted
+                .retain(|path, _| !REMOVED.contains(&path.as_str()) && !path.starts_with("swtpm"));
         }
         if others(&end.esp) != wanted {
             return Err(format!("the ESP holds {:?}", others(&end.esp).keys()));
