@@ -250,6 +250,10 @@ pub fn explore(case: &dyn Case, reach: Reach, threads: usize) -> Figures {
     let seen = (0..SHARDS).map(|_| Mutex::default()).collect();
     let search = Search { case, reach, seen, figures: Mutex::default() };
     let (changes, calls, returned) = search.base();
+    // A step in which nothing is interrupted has none, instead of not being there.
+    for (step, _) in &changes {
+        search.figures.lock().unwrap().by_step.insert((*step, 1), 0);
+    }
     for (image, world) in returned.into_iter().enumerate() {
         search.follow(&Item {
             path: vec![Cut::Returned { image }],

@@ -44,6 +44,9 @@ struct Arguments {
     /// At least so many of them in each step of each case, or it has failed.
     #[arg(long, default_value_t = 0)]
     each: usize,
+    /// At least so many in each case, or it has failed.
+    #[arg(long, default_value_t = 0)]
+    each_case: usize,
     /// Stop after so many violations.
     #[arg(long, default_value_t = 20)]
     violations: usize,
@@ -112,8 +115,11 @@ fn main() -> ExitCode {
         }
         failed |= !figures.violations.is_empty();
         let operation = operation(case.name(), &figures);
-        for (step, runs) in operation.steps.iter().filter(|(_, runs)| **runs < arguments.each) {
-            println!("{step} has {runs}, fewer than the {} that there must be", arguments.each);
+        let of_all = (operation.name.clone(), operation.total(), arguments.each_case);
+        let of_each =
+            operation.steps.iter().map(|(step, runs)| (step.clone(), *runs, arguments.each));
+        for (name, runs, least) in of_each.chain([of_all]).filter(|(_, runs, least)| runs < least) {
+            println!("{name} has {runs}, fewer than the {least} that there must be");
             failed = true;
         }
         operations.push(operation);
@@ -125,7 +131,8 @@ fn main() -> ExitCode {
         println!("fewer than the {} that there must be", arguments.at_least);
         failed = true;
     }
-    if let Some(path) = &arguments.figures {
+    // What has failed is no figure.
+    if let Some(path) = arguments.figures.as_ref().filter(|_| !failed) {
         layer.store(path);
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }

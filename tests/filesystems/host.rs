@@ -247,11 +247,6 @@ fn report(arguments: &Arguments, verdicts: &[Verdict], distinct: usize, time: Du
     if arguments.controls {
         return are_controlled(figures.keys(), verdicts);
     }
-    if let Some(path) = &arguments.figures {
-        let operations = figures.iter().map(|(name, all)| operation(name, all)).collect();
-        let layer = "On real file systems".to_owned();
-        Tried { layer, unit: "states of the disk".to_owned(), operations }.store(path);
-    }
     let violations: Vec<&Violation> = verdicts.iter().flat_map(|v| &v.violations).collect();
     for violation in &violations {
         println!("VIOLATION {}: {}", violation.path, violation.what);
@@ -262,7 +257,14 @@ fn report(arguments: &Arguments, verdicts: &[Verdict], distinct: usize, time: Du
     if !is_enough {
         println!("fewer than the {} that there must be", arguments.at_least);
     }
-    violations.is_empty() && is_enough
+    let is_whole = violations.is_empty() && is_enough;
+    // What has failed is no figure.
+    if let Some(path) = arguments.figures.as_ref().filter(|_| is_whole) {
+        let operations = figures.iter().map(|(name, all)| operation(name, all)).collect();
+        let layer = "On real file systems".to_owned();
+        Tried { layer, unit: "states of the disk".to_owned(), operations }.store(path);
+    }
+    is_whole
 }
 
 /// What was done, for the README.

@@ -149,12 +149,13 @@ fn main() -> ExitCode {
     }
     let unit = "interrupted runs of the release binary".to_owned();
     println!("{total} {unit}");
-    if let Some(path) = &arguments.figures {
-        Tried { layer: "At each system call".to_owned(), unit, operations }.store(path);
-    }
     if total < arguments.at_least {
         println!("fewer than the {} that there must be", arguments.at_least);
         failed = true;
+    }
+    // What has failed is no figure.
+    if let Some(path) = arguments.figures.as_ref().filter(|_| !failed) {
+        Tried { layer: "At each system call".to_owned(), unit, operations }.store(path);
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

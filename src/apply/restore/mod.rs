@@ -8,7 +8,7 @@ pub mod extract;
 mod keys;
 pub mod probe;
 mod slots;
-mod steps;
+pub mod steps;
 
 use serde::{Deserialize, Serialize};
 

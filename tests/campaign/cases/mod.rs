@@ -1,5 +1,6 @@
 //! The operations, and what has to be so.
 
+mod recorded;
 pub mod reset;
 pub mod restore;
 

@@ -22,6 +22,7 @@ use restage::report::Outcome;
 use restage::request::restore::SkipItem;
 use restage::request::{Staged, find, stage_restore};
 
+use super::recorded::{self, Known};
 use crate::controls::Wrong;
 use crate::controls::store::Unsynced;
 use crate::explore::{Case, Cut, had_fault, has_returned, was_broken};
@@ -32,6 +33,7 @@ use crate::model::{Device, Shared, World};
 use crate::told::Told;
 
 const ID: &str = "0123456789abcdef0123456789abcdef";
+const STEM: &str = "01234567";
 pub const STATE: &str = "var/lib/incus-os/";
 pub const OWN_DIRECTORY: &str = "var/lib/restage/";
 /// Boots until a restore must be over.
@@ -335,7 +337,13 @@ impl Lab {
         if is_open && !has(&image.state, ".RPT") && !has(&image.esp, ".FLG") {
             return Err("a restore is there, and no flag says so".to_owned());
         }
-        Ok(())
+        if !has(&image.state, ".JNL") || has(&image.state, ".RPT") {
+            return Ok(());
+        }
+        let mut old = part(&self.clean.state.all(), STATE);
+        old.retain(|name, _| name.contains("zpool"));
+        let known = Known { old: &old, made: MADE };
+        recorded::check(&self.machine(&image.share())?, image, STEM, &known)
     }
 
     /// The same without what a boot looks for.

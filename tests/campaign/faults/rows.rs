@@ -35,6 +35,8 @@ enum What {
 enum When {
     Start,
     Committed,
+    /// All steps are recorded as done, and there is no report.
+    Recorded,
     /// The state that stays is in place, and what remains only tidies up.
     Decided,
 }
@@ -47,8 +49,12 @@ enum Damage {
     Both,
     /// Both are valid, and say different things.
     Differ,
+    /// Both are as they were before: a firmware has brought back what it knew.
+    Returned,
 }
 
+/// The protective MBR, a header and its entries, where a sector has 512 bytes.
+const LEAD_SECTORS: u64 = 34;
 /// So long after the staging a request is surely old.
 const LATER: u64 = NOW + 3600 * 24 * 365 * 50;
 
@@ -200,6 +206,14 @@ const ROWS: &[Row] = &[
         why: "the disk: both copies of the partition table are valid and differ; ",
     },
     Row {
+        // The last step runs again, whatever is recorded.
+        name: "both tables come back, after the last record",
+        case: "reset",
+        what: What::Tables(Damage::Returned, When::Recorded),
+        boots: &[DONE],
+        why: "",
+    },
+    Row {
         // A clock that runs behind is no reason.
         name: "a clock in 1970, reset",
         case: "reset",
@@ -268,6 +282,126 @@ const ROWS: &[Row] = &[
               left on device (os error 28)",
     },
     Row {
+        name: "read-only ESP, cancelling",
+        case: "cancel",
+        what: What::ReadOnly(Device::Esp, When::Start),
+        boots: &[FAILED],
+        why: "cannot leave the report: cannot remove /esp/restage/01234567.RSV: Read-only file \
+              system (os error 30)",
+    },
+    Row {
+        name: "full ESP, cancelling",
+        case: "cancel",
+        what: What::Full(Device::Esp, When::Start),
+        boots: &[(Done, ContinueBoot, 0)],
+        why: "",
+    },
+    Row {
+        name: "read-only ESP, staging a restore",
+        case: "restore-stage",
+        what: What::ReadOnly(Device::Esp, When::Start),
+        boots: &[FAILED],
+        why: "cannot stage the restore: cannot make the directory /esp/restage: Read-only file \
+              system (os error 30)",
+    },
+    Row {
+        name: "full ESP, staging a restore",
+        case: "restore-stage",
+        what: What::Full(Device::Esp, When::Start),
+        boots: &[FAILED],
+        why: "cannot stage the restore: cannot make the directory /esp/restage: No space left on \
+              device (os error 28)",
+    },
+    Row {
+        name: "read-only ESP, cancelling a restore",
+        case: "restore-cancel",
+        what: What::ReadOnly(Device::Esp, When::Start),
+        boots: &[FAILED],
+        why: "cannot remove a restore's flag from the ESP: cannot remove \
+              /esp/restage/01234567.FLG: Read-only file system (os error 30)",
+    },
+    Row {
+        name: "read-only state, cancelling a restore",
+        case: "restore-cancel",
+        what: What::ReadOnly(Device::State, When::Start),
+        boots: &[FAILED],
+        why: "cannot leave the report: cannot remove /state/var/lib/restage/01234567.RSV: \
+              Read-only file system (os error 30)",
+    },
+    Row {
+        name: "full state, cancelling a restore",
+        case: "restore-cancel",
+        what: What::Full(Device::State, When::Start),
+        boots: &[(Done, ContinueBoot, 0)],
+        why: "",
+    },
+    Row {
+        // The flag has done its part.
+        name: "read-only ESP, a restore",
+        case: "restore",
+        what: What::ReadOnly(Device::Esp, When::Start),
+        boots: &[OPEN],
+        why: "",
+    },
+    Row {
+        name: "read-only state, after a restore's commit",
+        case: "restore",
+        what: What::ReadOnly(Device::State, When::Committed),
+        boots: &[HOLD, HOLD],
+        why: "the roll-back cannot begin (it could not be applied: cannot record progress: \
+              cannot open or make /state/var/lib/restage/01234567.R00: Read-only file system (os \
+              error 30)): cannot record progress: cannot make \
+              /state/var/lib/restage/01234567.B00: Read-only file system (os error 30)",
+    },
+    Row {
+        name: "full state, after a restore's commit",
+        case: "restore",
+        what: What::Full(Device::State, When::Committed),
+        boots: &[OPEN],
+        why: "",
+    },
+    Row {
+        name: "read-only state, confirming",
+        case: "confirm",
+        what: What::ReadOnly(Device::State, When::Start),
+        boots: &[FAILED],
+        why: "cannot record progress: cannot open or make /state/var/lib/restage/01234567.C00: \
+              Read-only file system (os error 30)",
+    },
+    Row {
+        name: "full state, confirming",
+        case: "confirm",
+        what: What::Full(Device::State, When::Start),
+        boots: &[(Done, ContinueBoot, 0)],
+        why: "",
+    },
+    Row {
+        // It is confirmed, and its flag is taken away by the next boot.
+        name: "read-only ESP, confirming",
+        case: "confirm",
+        what: What::ReadOnly(Device::Esp, When::Start),
+        boots: &[FAILED],
+        why: "cannot remove a restore's flag from the ESP: cannot remove \
+              /esp/restage/01234567.FLG: Read-only file system (os error 30)",
+    },
+    Row {
+        name: "read-only state, a roll-back",
+        case: "roll-back",
+        what: What::ReadOnly(Device::State, When::Start),
+        boots: &[HOLD, HOLD],
+        why: "the roll-back cannot begin (it could not be applied: cannot record progress: \
+              cannot open or make /state/var/lib/restage/01234567.R03: Read-only file system (os \
+              error 30)): cannot record progress: cannot make \
+              /state/var/lib/restage/01234567.B00: Read-only file system (os error 30)",
+    },
+    Row {
+        name: "full state, a roll-back",
+        case: "roll-back",
+        what: What::Full(Device::State, When::Start),
+        boots: &[(State::RolledBack, ContinueBoot, 0)],
+        why: "",
+    },
+    Row {
         // Nothing could be counted.
         name: "state that cannot be synced, before a roll-back",
         case: "roll-back",
@@ -325,6 +459,24 @@ fn decided(case: &dyn Case) -> World {
     found.iter().find(is_decided).unwrap().world.settled()
 }
 
+/// The machine right before the report, at its next boot.
+fn recorded(case: &dyn Case) -> World {
+    let world = case.start().share();
+    let trace = world.borrow_mut().trace();
+    let _ = case.tell(&world);
+    let found = trace.lock().unwrap();
+    let has_report = |b: &&Boundary| b.world.esp.all().keys().any(|path| path.ends_with(".RPT"));
+    found.iter().take_while(|b| !has_report(b)).last().unwrap().world.settled()
+}
+
+/// Both tables as they were, the protective MBR among them.
+fn returned(world: &mut World, before: &World) {
+    let lead = LEAD_SECTORS * world.disk.sector_bytes();
+    for at in [0, world.disk.size_bytes() - lead] {
+        world.disk.put(at, &before.disk.part(at, lead));
+    }
+}
+
 /// Makes another table of a copy, or none.
 fn damage(world: &mut World, damage: Damage) {
     let (size, sector) = (world.disk.size_bytes(), world.disk.sector_bytes());
@@ -339,8 +491,9 @@ fn damage(world: &mut World, damage: Damage) {
             let other = cases::reset::disk::with_another(&world.disk, 1, |partition| {
                 "another".clone_into(&mut partition.name);
             });
-            world.disk.put(0, &other.part(0, 34 * 512));
+            world.disk.put(0, &other.part(0, LEAD_SECTORS * 512));
         }
+        Damage::Returned => {}
     }
 }
 
@@ -362,6 +515,7 @@ impl Row {
         match when {
             When::Start => {}
             When::Committed => start = committed(case),
+            When::Recorded => start = recorded(case),
             When::Decided => start = decided(case),
         }
         let whole = start.clone();
@@ -370,6 +524,7 @@ impl Row {
                 let files = if device == Device::Esp { &mut start.esp } else { &mut start.state };
                 files.clusters = Some(files.used_clusters());
             }
+            What::Tables(Damage::Returned, _) => returned(&mut start, &case.start()),
             What::Tables(what, _) => damage(&mut start, what),
             What::ReadOnly(..) | What::Unsynced(..) | What::Clock(..) => {}
         }
@@ -444,6 +599,6 @@ fn mend(image: &mut World, whole: &World, what: Damage) {
         }
     }
     if what == Damage::Differ {
-        image.disk.put(0, &whole.disk.part(0, 34 * 512));
+        image.disk.put(0, &whole.disk.part(0, LEAD_SECTORS * 512));
     }
 }

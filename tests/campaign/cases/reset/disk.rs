@@ -13,13 +13,15 @@ use crate::model::volume::start_of_volume;
 pub const SECRET: u8 = 0x5e;
 const LINUX: &str = "0fc63daf-8483-4772-8e79-3d69d8477de4";
 /// Label, type, KiB.
-pub const PARTITIONS: [(&str, &str, u64); 6] = [
+pub const PARTITIONS: [(&str, &str, u64); 7] = [
     ("esp", "c12a7328-f81f-11d2-ba4b-00a0c93ec93b", 8),
     ("seed-data", LINUX, 32),
     ("usr", "8484680c-9521-48c6-9c11-b0720656f69e", 8),
     ("swap", "0657fd6d-a4ab-43c4-84e5-0933c84b4f4f", 48),
     ("root-x86-64", "4f68bce3-e8cd-4db1-96e7-fbcaf984b709", 48),
     ("local-data", LINUX, 12),
+    // Behind those that go: its number has to stay.
+    ("other-data", LINUX, 4),
 ];
 /// The numbers of the seed partition, and of those that are wiped.
 pub const SEED: u32 = 2;

@@ -9,6 +9,7 @@ use restage::apply::probe::{self, Scope};
 use restage::apply::reset::Applied;
 use restage::apply::systemd::{self, Variable};
 use restage::error::{Error, Next, Refused, chain};
+use restage::format::gpt::Entry;
 use restage::plan::facts::HostFacts;
 use restage::plan::reset::Ask;
 use restage::platform::directory::{self, Directory};
@@ -39,6 +40,8 @@ pub const STEM: &str = "01234567";
 const OTHER_ID: &str = "1123456789abcdef0123456789abcdef";
 /// What the profile has removed from the ESP.
 const REMOVED: [&str; 2] = ["sb-disabled", "loader/credentials/nvpcr0.cred"];
+/// Of a table, behind its header (UEFI 2.10 §5.3.1).
+const ENTRIES_BYTES: u64 = 16_384;
 /// Boots until a reset must be over.
 const MAX_BOOTS: usize = 6;
 
@@ -56,8 +59,10 @@ pub struct Lab {
     reset_disk: Sectors,
     /// A mistake in how it works, to see whether it is seen.
     pub wrong: Option<Wrong>,
-    /// How many partitions a disk has, by what tells its tables apart: most images differ elsewhere.
-    partitions: Mutex<HashMap<u64, usize>>,
+    /// The partition table before and after a reset.
+    tables: [Vec<Entry>; 2],
+    /// Whether a disk's table is the one after it, by what tells tables apart: most images differ elsewhere.
+    known: Mutex<HashMap<u64, bool>>,
 }
 
 /// What of a machine differs between the cases.
@@ -109,8 +114,13 @@ impl Lab {
         }
         clean = world.borrow().settled();
         let (reset_disk, staged) = (clean.disk.clone(), clean.clone());
-        let (wrong, partitions) = (None, Mutex::default());
-        let mut lab = Self { profile, shape, clean, staged, places, reset_disk, wrong, partitions };
+        let before = table(&clean).unwrap();
+        let mut after = before.clone();
+        after.retain(|entry| !WIPED.contains(&entry.number));
+        let tables = [before, after];
+        let (wrong, known) = (None, Mutex::default());
+        let mut lab =
+            Self { profile, shape, clean, staged, places, reset_disk, tables, known, wrong };
         let world = lab.clean.share();
         lab.stage(&world).unwrap().unwrap();
         lab.staged = world.borrow().settled();
@@ -286,9 +296,7 @@ impl Lab {
             let secret = end.disk.part(offset, length.min(DATA_OFFSET));
             assert!(secret.iter().all(|byte| *byte == 0), "partition {number} is not wiped");
         }
-        let world = end.share();
-        let disk = probe::disk(&ModelDisk::new(&world), Scope::Boot).unwrap();
-        assert_eq!(disk.partitions.len(), PARTITIONS.len() - WIPED.len());
+        assert_eq!(self.has_new_table(end), Ok(true));
         assert!(!REMOVED.iter().any(|path| end.esp.all().contains_key(*path)));
         let (offset, length) = self.places[&SEED];
         let seed = end.disk.part(offset, length);
@@ -299,37 +307,46 @@ impl Lab {
 
     /// From the first partition's first byte to behind the last one's last: what is no table.
     fn partitioned(&self) -> Range<u64> {
-        let (last, length) = self.places[&6];
-        self.places[&1].0..last + length
+        let numbers = self.places.keys();
+        let first = numbers.clone().map(|number| self.place(*number).start).min();
+        first.unwrap()..numbers.map(|number| self.place(*number).end).max().unwrap()
     }
 
-    /// How many partitions a disk has, which can be told at any instant.
-    fn partitions(&self, image: &World) -> Result<usize, String> {
+    fn place(&self, number: u32) -> Range<u64> {
+        let (offset, length) = self.places[&number];
+        offset..offset + length
+    }
+
+    /// Which table a disk has, which can be told at any instant: the one before or the one after, with no
+    /// entry that moved.
+    fn has_new_table(&self, image: &World) -> Result<bool, String> {
         let digest = image.disk.digest_outside(self.partitioned());
-        if let Some(known) = self.partitions.lock().unwrap().get(&digest) {
+        if let Some(known) = self.known.lock().unwrap().get(&digest) {
             return Ok(*known);
         }
-        let disk = ModelDisk::new(&image.share());
-        let facts = probe::disk(&disk, Scope::Boot).map_err(|error| error.chain())?;
-        self.partitions.lock().unwrap().insert(digest, facts.partitions.len());
-        Ok(facts.partitions.len())
+        let table = table(image)?;
+        let which = self.tables.iter().position(|known| *known == table);
+        let which =
+            which.ok_or_else(|| format!("the partition table is another one: {table:?}"))?;
+        self.known.lock().unwrap().insert(digest, which == 1);
+        Ok(which == 1)
     }
 
     /// What must be so at any instant.
     pub fn check_image(&self, image: &World) -> Result<(), String> {
         image.check_done()?;
         let changed = image.disk.differences(&self.clean.disk);
-        let in_place = |offset: u64, number: u32| {
-            let (start, length) = self.places[&number];
-            (start..start + length).contains(&offset)
-        };
-        let partitioned = self.partitioned();
+        // Not the protective MBR, nor what lies between a table and a partition.
+        let (size, sector) = (image.disk.size_bytes(), self.shape.sector_bytes);
+        let written = [
+            sector..2 * sector + ENTRIES_BYTES,
+            size - sector - ENTRIES_BYTES..size,
+            self.place(SEED),
+        ];
+        let written: Vec<_> =
+            written.into_iter().chain(WIPED.map(|number| self.place(number))).collect();
         for offset in &changed {
-            let is_table = !partitioned.contains(offset);
-            let is_ours = is_table
-                || in_place(*offset, SEED)
-                || WIPED.iter().any(|number| in_place(*offset, *number));
-            if !is_ours {
+            if !written.iter().any(|part| part.contains(offset)) {
                 return Err(format!("byte {offset} is outside of what may be written"));
             }
         }
@@ -344,7 +361,7 @@ impl Lab {
         if is_touched && !is_over && journal.is_none() {
             return Err("something is destroyed, and there is no journal".to_owned());
         }
-        let partitions = self.partitions(image)?;
+        let has_new_table = self.has_new_table(image)?;
         if !is_touched || is_over {
             return Ok(());
         }
@@ -356,7 +373,7 @@ impl Lab {
             }
             let is_done = match step.name().as_str() {
                 "tpm" => self.is_cleared(image),
-                "gpt" => partitions == PARTITIONS.len() - WIPED.len(),
+                "gpt" => has_new_table,
                 "esp" => !REMOVED.iter().any(|path| image.esp.all().contains_key(*path)),
                 name => {
                     let places = match name {
@@ -462,4 +479,10 @@ impl Variable for ModelVariable {
 fn tpm_on_esp(world: &World) -> Vec<(String, files::Found)> {
     let all = world.esp.all().into_iter();
     all.filter(|(path, _)| path.starts_with("swtpm")).collect()
+}
+
+fn table(image: &World) -> Result<Vec<Entry>, String> {
+    let facts = probe::disk(&ModelDisk::new(&image.share()), Scope::Boot);
+    let facts = facts.map_err(|error| error.chain())?;
+    Ok(facts.partitions.into_iter().map(|partition| partition.entry).collect())
 }
