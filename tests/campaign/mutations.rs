@@ -172,7 +172,7 @@ const IN_FREE_CLUSTERS: &str = "what a cut has left in free clusters stays";
 const IN_CLUSTERS: [&str; 2] = [IN_FREE_CLUSTERS, "src/platform/directory/room.rs:"];
 
 /// Name, file, what stands there, what shall stand there.
-const BROKEN: [(&str, &str, &str, &str); 28] = [
+const BROKEN: [(&str, &str, &str, &str); 29] = [
     (
         "seeds and backups are removed with what is in them",
         "src/apply/journal/end.rs",
@@ -246,7 +246,14 @@ const BROKEN: [(&str, &str, &str, &str); 28] = [
          }\n        }\n        directory::mark(self.own()?, name)",
     ),
     (
-        "what is removed stays removed, whatever firmware brings back",
+        "headers are destroyed before key slots",
+        "src/plan/erase.rs",
+        "        add(\"key slots\", headers, data);\n",
+        "        add(\"primary header\", 0, luks.header_bytes);\n        \
+         add(\"key slots\", headers, data);\n",
+    ),
+    (
+        "what is removed comes back, and nobody looks",
         "src/plan/mod.rs",
         "            Self::Gpt { .. } => true,",
         "            Self::Gpt { .. } => false,",

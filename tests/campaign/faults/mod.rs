@@ -5,6 +5,7 @@ mod every;
 mod lasting;
 mod names;
 mod rows;
+mod table;
 
 use std::process::ExitCode;
 use std::time::Instant;

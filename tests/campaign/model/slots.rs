@@ -18,7 +18,8 @@ pub const HEADER_BYTES: u64 = 0x4000;
 const KEY_BYTES: usize = 64;
 /// Bytes of one key slot's material.
 pub const AREA_BYTES: u64 = 512;
-const FIRST_AREA: u64 = 2 * HEADER_BYTES;
+/// Where the material of key slots begins, behind both headers.
+pub const FIRST_AREA: u64 = 2 * HEADER_BYTES;
 /// Where the data begin.
 pub const DATA_OFFSET: u64 = FIRST_AREA + 8 * AREA_BYTES;
 

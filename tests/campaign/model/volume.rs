@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::call::{Object, Op};
 use super::slots::{AREA_BYTES, NAMES, OTHER, material, read};
-pub use super::slots::{DATA_OFFSET, NEW, OLD, OWN, Slots, start_of_volume};
+pub use super::slots::{DATA_OFFSET, FIRST_AREA, NEW, OLD, OWN, Slots, start_of_volume};
 use super::{Call, Device, Shared, World};
 use crate::model::files::Found;
 

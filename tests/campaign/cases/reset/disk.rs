@@ -26,6 +26,8 @@ pub const PARTITIONS: [(&str, &str, u64); 7] = [
 /// The numbers of the seed partition, and of those that are wiped.
 pub const SEED: u32 = 2;
 pub const WIPED: [u32; 3] = [4, 5, 6];
+/// Those of them that are LUKS2 volumes.
+pub const VOLUMES: [u32; 2] = [4, 5];
 /// Room for both tables, whatever the size of a sector.
 const TABLES_BYTES: u64 = 64 * 1024;
 

@@ -22,7 +22,7 @@ use restage::report::Outcome;
 use restage::request::systemd::{ARGUMENT_HAD, Asked};
 use restage::request::{Staged, stage};
 
-use super::disk::{PARTITIONS, Places, SECRET, SEED, Tables, WIPED, disk};
+use super::disk::{PARTITIONS, Places, SECRET, SEED, Tables, VOLUMES, WIPED, disk};
 use crate::controls::Wrong;
 use crate::controls::order::{Hasty, RecordsFirst};
 use crate::controls::store::WrongStore;
@@ -31,7 +31,7 @@ use crate::model::call::{Object, Op};
 use crate::model::disk::{ModelDisk, Sectors};
 use crate::model::files::{self, Files, Flavor};
 use crate::model::tpm::ModelTpm;
-use crate::model::volume::{DATA_OFFSET, Slots};
+use crate::model::volume::{DATA_OFFSET, FIRST_AREA, Slots};
 use crate::model::{Call, Device, NOW, Shared, World};
 
 pub const ID: &str = "0123456789abcdef0123456789abcdef";
@@ -348,6 +348,14 @@ impl Lab {
         for offset in &changed {
             if !written.iter().any(|part| part.contains(offset)) {
                 return Err(format!("byte {offset} is outside of what may be written"));
+            }
+        }
+        for number in VOLUMES {
+            let start = self.place(number).start;
+            let headers = start..start + FIRST_AREA;
+            let slots = || image.disk.part(headers.end, DATA_OFFSET - FIRST_AREA);
+            if changed.iter().any(|at| headers.contains(at)) && slots().iter().any(|b| *b != 0) {
+                return Err(format!("the headers of volume {number} go, and key slots are there"));
             }
         }
         let world = image.share();
