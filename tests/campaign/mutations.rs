@@ -29,6 +29,9 @@ struct Arguments {
     /// Show them, and do nothing.
     #[arg(long)]
     list: bool,
+    /// Only those that are looked for by this program: `restage-campaign` or `restage-filesystems`.
+    #[arg(long)]
+    by: Option<String>,
 }
 
 /// One change.
@@ -53,6 +56,11 @@ impl Mutation {
 
     /// Where it may be seen, one after the other.
     fn looks(&self) -> Vec<Look> {
+        // What the model stands in for.
+        if [KERNEL, "src/platform/disk.rs"].contains(&self.file) {
+            let reach = ["--first", "3", "--second", "1000000", "--violations", "1"];
+            return vec![("restage-filesystems", reach.to_vec())];
+        }
         if IN_CLUSTERS.iter().any(|begin| self.name.starts_with(begin)) {
             let reach = ["stage-512", "cancel-512", "--violations", "1", "--second", "1000000"];
             return vec![("restage-filesystems", reach.to_vec())];
@@ -78,12 +86,15 @@ const DIRECTORY: &str = "src/platform/directory/mod.rs";
 const ROOM: &str = "src/platform/directory/room.rs";
 const STATE_FS: &str = "src/platform/state_fs/real.rs";
 const EFFECTS: &str = "src/apply/effects.rs";
+const KERNEL: &str = "src/platform/directory/kernel.rs";
 /// Files with calls that make durable.
-const SYNCING: [&str; 8] = [
+const SYNCING: [&str; 10] = [
     ESP,
     "src/apply/reset.rs",
     DIRECTORY,
     ROOM,
+    "src/platform/directory/named.rs",
+    "src/platform/named_disk.rs",
     STATE_FS,
     EFFECTS,
     "src/apply/table.rs",
@@ -172,7 +183,16 @@ const IN_FREE_CLUSTERS: &str = "what a cut has left in free clusters stays";
 const IN_CLUSTERS: [&str; 2] = [IN_FREE_CLUSTERS, "src/platform/directory/room.rs:"];
 
 /// Name, file, what stands there, what shall stand there.
-const BROKEN: [(&str, &str, &str, &str); 29] = [
+const BROKEN: [(&str, &str, &str, &str); 33] = [
+    ("a file is not synced", KERNEL, "        self.sync_all()", "        Ok(())"),
+    ("a directory is not synced", KERNEL, "rustix::fs::fsync(&self.0)?", "()"),
+    ("a file system is not synced", KERNEL, "rustix::fs::syncfs(&self.0)?", "()"),
+    (
+        "a disk is not flushed",
+        "src/platform/disk.rs",
+        "        self.file.sync_all()",
+        "        Ok(())",
+    ),
     (
         "seeds and backups are removed with what is in them",
         "src/apply/journal/end.rs",
@@ -382,6 +402,10 @@ fn main() -> ExitCode {
     let mutations: Vec<Mutation> = all(&root)
         .into_iter()
         .filter(|one| arguments.only.as_ref().is_none_or(|only| one.name.contains(only)))
+        .filter(|one| {
+            let is_by = |by: &String| one.looks().iter().all(|(program, _)| program == by);
+            arguments.by.as_ref().is_none_or(is_by)
+        })
         .collect();
     if mutations.is_empty() {
         println!("there is no such change");
@@ -465,9 +489,9 @@ fn all(root: &Path) -> Vec<Mutation> {
 
 /// A call that makes durable, and one of the same type that does nothing.
 fn call_in(line: &str) -> Option<(&'static str, &'static str)> {
-    let is_file =
-        line.contains(".sync()") && (line.contains("file.sync()") || line.contains("any_file("));
-    Some(if line.contains("disk.flush()") {
+    let of_files = ["file.sync()", "any_file(", "self.cannot(\"sync\")"];
+    let is_file = line.contains(".sync()") && of_files.iter().any(|text| line.contains(text));
+    Some(if ["disk.flush()", "self.0.flush()"].iter().any(|call| line.contains(call)) {
         (".flush()", ".partition_in_use(1).map(drop)")
     } else if line.contains(".sync_file_system()") {
         (".sync_file_system()", ".node().map(drop)")

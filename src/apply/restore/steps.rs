@@ -21,6 +21,7 @@ pub enum Phase {
 
 impl Phase {
     /// Progress files have two digits, and each phase has its numbers of steps and of failures.
+    #[must_use]
     pub fn first_number(self) -> usize {
         match self {
             Self::Apply => 0,
@@ -65,6 +66,7 @@ pub enum Step {
 }
 
 /// The steps of a phase, in their order.
+#[must_use]
 pub fn of(committed: &Committed, phase: Phase) -> Vec<Step> {
     let volumes = || committed.plan.volumes.iter().cloned();
     match phase {
@@ -88,6 +90,7 @@ pub fn of(committed: &Committed, phase: Phase) -> Vec<Step> {
 
 impl Step {
     /// The step's name in logs and reports.
+    #[must_use]
     pub fn name(&self) -> String {
         match self {
             Self::Promote => "promote".to_owned(),
@@ -104,6 +107,7 @@ impl Step {
     }
 
     /// What it did, for a person.
+    #[must_use]
     pub fn describe(&self) -> String {
         match self {
             Self::Promote => "the extracted backup put beside the state".to_owned(),
@@ -123,6 +127,7 @@ impl Step {
 
     /// Whether the operation may end without it when it fails again and again: what is left of it
     /// does no harm, and the report tells.
+    #[must_use]
     pub fn may_be_left(&self) -> bool {
         match self {
             // What could not be kept is not destroyed either: the last step sees to that.

@@ -3,6 +3,7 @@
 pub mod control;
 pub mod reset;
 pub mod restore;
+mod shape;
 
 use std::fs::File;
 use std::io::Write;

@@ -1,7 +1,7 @@
 //! A restore: staged, applied, confirmed, rolled back, cancelled.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
@@ -10,7 +10,7 @@ use restage::apply::journal::reports;
 use restage::apply::restore::probe::Trial;
 use restage::apply::restore::{Machine, Restored, at_boot, confirm};
 use restage::error::{Error, Next};
-use restage::format::archive::{self, Entry, Layout as Archive, Writer};
+use restage::format::archive;
 use restage::plan::facts::HostFacts;
 use restage::platform::Store;
 use restage::platform::esp::EspDirectory;
@@ -20,18 +20,18 @@ use restage::platform::volume::Volume;
 use restage::profile::{Profile, State};
 use restage::report::Outcome;
 use restage::request::{Staged, find, stage_restore};
-use restage_campaign::model::slots::{NEW, OLD, OWN};
+use restage_campaign::model::slots::OLD;
 
+use super::shape::{Files, STATE, Shape};
 use super::{Booted, Case, write};
 use crate::image::Image;
 use crate::layout::{Layout, VOLUMES};
 use crate::medium::Beside;
-use crate::rig::{self, Node, Rig, must_run, said, tree};
+use crate::rig::{self, Node, Rig, must_run, said};
 use crate::volume::Passphrases;
 
 const ID: &str = "0123456789abcdef0123456789abcdef";
 const NOW: u64 = 1_700_000_000;
-const STATE: &str = "var/lib/incus-os/";
 const LIB: &str = "var/lib";
 const OWN_NAME: &str = "restage";
 /// The state file system, unlocked.
@@ -39,16 +39,6 @@ const DEVICE: &str = "/dev/mapper/root";
 const ROOT: &str = "/run/restage/root";
 /// Nothing of the state is there, and must not be touched.
 const OTHER: &str = "var/lib/other/precious";
-
-type Files = BTreeMap<String, Node>;
-
-/// A state file with what a restore needs.
-fn state_text(hostname: &str, passphrase: &str) -> String {
-    format!(
-        "#Version: 8\nApplications.Incus.State.Version: 1\nSystem.Network.Config.DNS.Hostname: \
-         {hostname}\nSystem.Security.Config.EncryptionRecoveryKeys[0]: {passphrase}\n"
-    )
-}
 
 /// A machine at rest, and what its state file system holds.
 #[derive(Clone)]
@@ -60,6 +50,7 @@ struct Rest {
 
 /// The machines that all cases begin with, and what they are compared with.
 pub struct Lab {
+    shape: Shape,
     profile: Profile,
     layout: Layout,
     archive: Vec<u8>,
@@ -90,18 +81,9 @@ fn chain(error: Error) -> String {
 
 impl Lab {
     /// Makes them all.
-    pub fn new(rig: &mut Rig) -> Result<Self, String> {
+    pub fn new(rig: &mut Rig, shape: Shape) -> Result<Self, String> {
         let layout = Layout::new();
-        let mut archive = Writer::new(Vec::new(), Archive::Flat);
-        for (name, text) in [
-            ("state.txt", state_text("there", NEW).as_str()),
-            ("zpool.local.key", "local, of there"),
-            ("recovery.root.key", "of another machine"),
-        ] {
-            let entry = Entry::file(name, text.len() as u64, 0);
-            archive.append(&entry, &mut text.as_bytes()).map_err(said)?;
-        }
-        let archive = archive.finish().map_err(said)?;
+        let archive = shape.archive()?;
         rig.medium.allow(&[]);
         let begin = layout.image.clone();
         rig.load(&begin, Beside::BEFORE);
@@ -109,22 +91,15 @@ impl Lab {
         make_file_systems()?;
         rig.keep_partitions();
         let mounted = mount_state(Path::new(DEVICE), "ext4", Path::new(ROOT)).map_err(said)?;
-        for (name, text) in [
-            ("state.txt", state_text("here", OLD).as_str()),
-            ("recovery.root.key", OWN[0]),
-            ("recovery.swap.key", OWN[1]),
-            ("zpool.local.key", "local, of here"),
-            ("zpool.mine.key", "mine"),
-        ] {
-            write(&mounted.path.join(STATE).join(name), text.as_bytes());
-        }
+        shape.make(&mounted.path);
         write(&mounted.path.join(OTHER), b"precious");
-        let files = tree(&mounted.path);
+        let files = shape.look(&mounted.path);
         mounted.unmount();
         let clean = Rest { image: rig.medium.image(), beside: Beside::BEFORE, files };
         let (staged, window, unconfirmed) = (clean.clone(), clean.clone(), clean.clone());
-        let (profile, confirmed, rolled_back) = (Profile::incusos().unwrap(), None, None);
+        let (profile, confirmed, rolled_back) = (shape.profile(), None, None);
         let mut lab = Self {
+            shape,
             profile,
             layout,
             archive,
@@ -144,11 +119,11 @@ impl Lab {
         rig.medium.allow(&self.layout.of_a_restore());
         Self::at(rig, &self.clean)?;
         self.stage(rig)?;
-        self.staged = rest(rig)?;
+        self.staged = self.rest(rig)?;
         let mut boot = |from: &Rest, boots: usize| {
             Self::at(rig, from)?;
             match self.in_initrd(rig, |machine| at_boot(machine, &self.profile))? {
-                Restored::Window { boots: n, of: 3 } if n == boots => rest(rig),
+                Restored::Window { boots: n, of: 3 } if n == boots => self.rest(rig),
                 other => Err(format!("{other:?}, and not boot {boots}")),
             }
         };
@@ -170,11 +145,21 @@ impl Lab {
         Self::at(rig, from)?;
         for _ in 0..6 {
             if self.boot(rig, ends)? == (Booted::Nothing { writes: 0 }) {
-                return rest(rig);
+                return self.rest(rig);
             }
             rig.switch_on()?;
         }
         Err("a restore that nothing interrupts does not end".to_owned())
+    }
+
+    fn rest(&self, rig: &mut Rig) -> Result<Rest, String> {
+        let (image, mut beside) = (rig.medium.image(), rig.medium.beside());
+        beside.has_returned = false;
+        rig.switch_on()?;
+        let mounted = mount_state(Path::new(DEVICE), "ext4", Path::new(ROOT)).map_err(said)?;
+        let files = self.shape.look(&mounted.path);
+        mounted.unmount();
+        Ok(Rest { image, beside, files })
     }
 
     fn state_profile(&self) -> &State {
@@ -186,7 +171,12 @@ impl Lab {
         Ok(Machine {
             state: Box::new(StateDirectory::open(root, self.state_profile()).map_err(said)?),
             store: Box::new(EspDirectory::open(&root.join(LIB), OWN_NAME).map_err(said)?),
-            volumes: vec![volume(0), volume(1)],
+            // A tree lists no passphrases.
+            volumes: if self.shape == Shape::Flat {
+                vec![volume(0), volume(1)]
+            } else {
+                Vec::new()
+            },
             parse: archive::read,
             host: HostFacts { now: NOW, ..HostFacts::default() },
             is_hibernated: false,
@@ -339,7 +329,7 @@ impl Lab {
     /// What must be so at any instant: the state is one of the two, whole, a passphrase that it lists
     /// opens both volumes, and no key is gone.
     fn check_state(&self, rig: &Rig, root: &Path) -> Result<(), String> {
-        let all = tree(root);
+        let all = self.shape.look(root);
         let (old, state) = (part(&self.clean.files, STATE), part(&all, STATE));
         let new = self.confirmed.as_ref().map(|rest| part(&rest.files, STATE));
         let holds = |wanted: &Files| wanted.iter().all(|(name, is)| state.get(name) == Some(is));
@@ -348,15 +338,18 @@ impl Lab {
         if !holds(&old) && !is_new {
             return Err(format!("neither the old nor the new state: {:?}", state.keys()));
         }
-        let Some(Node::File(text)) = state.get("state.txt") else {
-            return Err("there is no state file".to_owned());
-        };
-        let slot = if String::from_utf8_lossy(text).contains(OLD) { 1 } else { 2 };
-        let slots = rig.medium.beside().slots;
-        if !slots.iter().all(|slots| slots.opens(slot)) {
-            return Err(format!("the listed passphrase opens not both: {slots:?}"));
+        if self.shape == Shape::Flat {
+            let Some(Node::File(text)) = state.get("state.txt") else {
+                return Err("there is no state file".to_owned());
+            };
+            let slot = if String::from_utf8_lossy(text).contains(OLD) { 1 } else { 2 };
+            let slots = rig.medium.beside().slots;
+            if !slots.iter().all(|slots| slots.opens(slot)) {
+                return Err(format!("the listed passphrase opens not both: {slots:?}"));
+            }
         }
-        for (name, key) in old.iter().filter(|(name, _)| name.contains("zpool")) {
+        let is_key = |name: &str| name.contains("zpool") && !name.starts_with('?');
+        for (name, key) in old.iter().filter(|(name, _)| is_key(name)) {
             if !all.values().any(|found| found == key) {
                 return Err(format!("`{name}` is gone"));
             }
@@ -372,8 +365,8 @@ impl Lab {
             let machine = self.machine(rig, &mounted.path)?;
             let reports = reports(machine.store.as_ref()).map_err(chain)?;
             match reports.as_slice() {
-                [] => Ok((tree(&mounted.path), None)),
-                [report] => Ok((tree(&mounted.path), Some(report.outcome))),
+                [] => Ok((self.shape.look(&mounted.path), None)),
+                [report] => Ok((self.shape.look(&mounted.path), Some(report.outcome))),
                 several => Err(format!("{} reports", several.len())),
             }
         })?;
@@ -412,16 +405,6 @@ fn lasting(files: &Files) -> Files {
     files
 }
 
-fn rest(rig: &mut Rig) -> Result<Rest, String> {
-    let (image, mut beside) = (rig.medium.image(), rig.medium.beside());
-    beside.has_returned = false;
-    rig.switch_on()?;
-    let mounted = mount_state(Path::new(DEVICE), "ext4", Path::new(ROOT)).map_err(said)?;
-    let files = tree(&mounted.path);
-    mounted.unmount();
-    Ok(Rest { image, beside, files })
-}
-
 fn make_file_systems() -> Result<(), String> {
     must_run("mkfs.vfat", &["-F", "32", "-s", "8", "-i", "c0ffee01", "--invariant", rig::ESP])?;
     let key = Path::new("/run/key");
@@ -430,7 +413,10 @@ fn make_file_systems() -> Result<(), String> {
     // Which cipher makes no difference to what a cut leaves of whole sectors, and this one takes no time.
     let (cipher, key) = ("cipher_null-ecb", "/run/key");
     let plain = ["open", "--type", "plain", "--cipher", cipher, "--key-size", "512", "--key-file"];
-    must_run("cryptsetup", &[plain.as_slice(), &[key, &partition, "root"]].concat())?;
+    // What the lab before has opened stays open.
+    if !Path::new(DEVICE).exists() {
+        must_run("cryptsetup", &[plain.as_slice(), &[key, &partition, "root"]].concat())?;
+    }
     let uuid = "5bf4b0b6-2b1a-4c6e-9a53-0e3c8a1d7c11";
     let extended = format!("nodiscard,lazy_itable_init=0,lazy_journal_init=0,hash_seed={uuid}");
     let options = ["-q", "-b", "4096", "-J", "size=4", "-m", "0", "-U", uuid, "-E", &extended];
@@ -533,10 +519,9 @@ impl Case for RestoreCase {
 
 /// All cases of a restore.
 pub fn all(rig: &mut Rig) -> Result<Vec<Box<dyn Case>>, String> {
-    let lab = Rc::new(Lab::new(rig)?);
     let (done, back, cancelled) = (Outcome::Done, Outcome::RolledBack, Outcome::Cancelled);
     let refused = Outcome::Refused;
-    let cases = [
+    let flat = [
         // Nothing is staged, or all of it: without a report, as if it had been cancelled. A request
         // that was cut while it was written is damaged, and refused.
         ("restore-stage", Work::Stage, vec![done, cancelled, refused]),
@@ -545,9 +530,15 @@ pub fn all(rig: &mut Rig) -> Result<Vec<Box<dyn Case>>, String> {
         ("confirm", Work::Confirm, vec![done]),
         ("roll-back", Work::RollBack, vec![back]),
     ];
-    let case = |(name, work, outcomes): (_, _, Vec<Outcome>)| {
-        let (lab, ends) = (lab.clone(), Cell::new(0));
-        Box::new(RestoreCase { name, lab, work, outcomes, ends }) as Box<dyn Case>
-    };
-    Ok(cases.into_iter().map(case).collect())
+    let tree =
+        [("restore-tree", Work::Boot, vec![done]), ("roll-back-tree", Work::RollBack, vec![back])];
+    let mut all = Vec::new();
+    for (shape, cases) in [(Shape::Flat, flat.to_vec()), (Shape::Tree, tree.to_vec())] {
+        let lab = Rc::new(Lab::new(rig, shape)?);
+        all.extend(cases.into_iter().map(|(name, work, outcomes)| {
+            let (lab, ends) = (lab.clone(), Cell::new(0));
+            Box::new(RestoreCase { name, lab, work, outcomes, ends }) as Box<dyn Case>
+        }));
+    }
+    Ok(all)
 }
