@@ -13,6 +13,11 @@ const FIRST_CLUSTER: u64 = 2;
 const FAT12_CLUSTERS: u64 = 4085;
 /// A chain that is longer is none of restage's files, and a ring has no end: no boot waits for that.
 const LONGEST_CHAIN: u64 = 1 << 16;
+const SECTOR_BYTES: u64 = 512;
+/// Of a name in a directory.
+const ENTRY_BYTES: usize = 32;
+/// Directories that are longer together are none of an ESP, and a ring has no end: 8 MiB.
+const MOST_SECTORS: u64 = 1 << 14;
 
 /// Where things are on the medium.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +32,20 @@ pub struct Layout {
     clusters: u64,
     /// Bits of an entry.
     bits: u64,
+    /// Where the root directory is.
+    root: Root,
 }
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Root {
+    /// In a place of its own: where it begins, and its length in bytes.
+    Fixed(u64, u64),
+    /// In clusters, from this one on.
+    Cluster(u64),
+}
+
+/// Reads from the medium, at bytes from its start.
+pub type Read<'a> = &'a dyn Fn(u64, &mut [u8]) -> io::Result<()>;
 
 fn number<const BYTES: usize>(sector: &[u8; 512], at: usize) -> u64 {
     let bytes = sector.get(at..at + BYTES).unwrap_or_default();
@@ -70,6 +88,12 @@ impl Layout {
             data: before * sector_bytes,
             clusters,
             bits,
+            root: if bits == 32 {
+                Root::Cluster(number::<4>(sector, 44))
+            } else {
+                let bytes = root_sectors * sector_bytes;
+                Root::Fixed((before * sector_bytes).checked_sub(bytes)?, bytes)
+            },
         })
     }
 
@@ -85,12 +109,7 @@ impl Layout {
     }
 
     /// Whether a chain that begins with this cluster leads to no free cluster, nor to one that is none.
-    /// `read` reads from the medium, at bytes from its start.
-    pub fn is_linked(
-        &self,
-        first: u64,
-        read: &dyn Fn(u64, &mut [u8]) -> io::Result<()>,
-    ) -> io::Result<bool> {
+    pub fn is_linked(&self, first: u64, read: Read<'_>) -> io::Result<bool> {
         let mut cluster = first;
         for _ in 0..LONGEST_CHAIN {
             if !self.is_cluster(cluster) {
@@ -105,11 +124,44 @@ impl Layout {
         Ok(true)
     }
 
-    fn entry(
+    /// Reads all of the root directory, of the directories in it whose short names `is_wanted`, and of
+    /// all that are below those. What makes no sense is passed over: an error is one of reading.
+    pub fn read_directories(
         &self,
-        cluster: u64,
-        read: &dyn Fn(u64, &mut [u8]) -> io::Result<()>,
-    ) -> io::Result<u64> {
+        is_wanted: &dyn Fn(&str) -> bool,
+        read: Read<'_>,
+    ) -> io::Result<()> {
+        let mut left = MOST_SECTORS;
+        let mut open = match self.root {
+            Root::Cluster(first) => self.in_directory(first, &mut left, read)?,
+            Root::Fixed(at, bytes) => in_sectors(at, bytes, &mut left, read)?,
+        };
+        open.retain(|(name, _)| is_wanted(name));
+        while let Some((_, first)) = open.pop() {
+            open.append(&mut self.in_directory(first, &mut left, read)?);
+        }
+        Ok(())
+    }
+
+    /// The directories in the one that begins with this cluster.
+    fn in_directory(
+        &self,
+        first: u64,
+        left: &mut u64,
+        read: Read<'_>,
+    ) -> io::Result<Vec<(String, u64)>> {
+        // In the smaller ones the upper half is something else.
+        let first = if self.bits == 32 { first } else { first & 0xffff };
+        let (mut cluster, mut found) = (first, Vec::new());
+        while self.is_cluster(cluster) && *left > 0 {
+            let at = self.data + (cluster - FIRST_CLUSTER) * self.cluster_bytes;
+            found.append(&mut in_sectors(at, self.cluster_bytes, left, read)?);
+            cluster = self.entry(cluster, read)?;
+        }
+        Ok(found)
+    }
+
+    fn entry(&self, cluster: u64, read: Read<'_>) -> io::Result<u64> {
         let bit = cluster * self.bits;
         let mut bytes = [0; 4];
         let length = if self.bits == 32 { 4 } else { 2 };
@@ -123,6 +175,37 @@ impl Layout {
             _ => entry & 0x0fff_ffff,
         })
     }
+}
+
+/// The directories that are named in a run of sectors: their short names, and where they begin.
+fn in_sectors(
+    at: u64,
+    bytes: u64,
+    left: &mut u64,
+    read: Read<'_>,
+) -> io::Result<Vec<(String, u64)>> {
+    let mut found = Vec::new();
+    for sector in 0..bytes / SECTOR_BYTES {
+        let Some(fewer) = left.checked_sub(1) else { break };
+        *left = fewer;
+        let mut entries = [0; 512];
+        read(at + sector * SECTOR_BYTES, &mut entries)?;
+        found.extend(entries.chunks_exact(ENTRY_BYTES).filter_map(directory));
+    }
+    Ok(found)
+}
+
+/// The directory that an entry names; none when it names something else, or the one above it.
+fn directory(entry: &[u8]) -> Option<(String, u64)> {
+    let (name, rest) = entry.split_at_checked(11)?;
+    let is_free = matches!(name.first(), Some(0 | 0xe5 | b'.'));
+    // A part of a long name has this bit and others.
+    let is_directory = rest.first()? & 0x3f & !0x27 == 0x10;
+    let half =
+        |at: usize| Some(u64::from(u16::from_le_bytes(entry.get(at..at + 2)?.try_into().ok()?)));
+    let first = half(20)? << 16 | half(26)?;
+    let name = String::from_utf8_lossy(name.get(..8)?).trim_end().to_owned();
+    (is_directory && !is_free).then_some((name, first))
 }
 
 #[cfg(test)]
@@ -141,7 +224,10 @@ mod tests {
         let sectors = 4 + 2 * table_sectors + u64::from(root_entries) / 16 + clusters;
         put(32, &u32::try_from(sectors).unwrap().to_le_bytes());
         match bits {
-            32 => put(36, &u32::try_from(table_sectors).unwrap().to_le_bytes()),
+            32 => {
+                put(36, &u32::try_from(table_sectors).unwrap().to_le_bytes());
+                put(44, &3_u32.to_le_bytes());
+            }
             _ => put(22, &u16::try_from(table_sectors).unwrap().to_le_bytes()),
         }
         sector
@@ -175,6 +261,78 @@ mod tests {
             assert!(is_linked(5) && is_linked(9) && is_linked(10), "FAT{bits}");
             assert!(!is_linked(11) && !is_linked(12) && !is_linked(1), "FAT{bits}");
             assert!(!is_linked(clusters + 2) && is_linked(14), "nothing, and a ring, FAT{bits}");
+        }
+    }
+
+    #[test]
+    fn directories_are_read_to_their_ends() {
+        for (bits, clusters) in [(12, 100), (16, 5000), (32, 70000)] {
+            let layout = Layout::parse(&boot_sector(bits, clusters)).unwrap();
+            let entry = |name: &str, attributes: u8, first: u16| {
+                let mut entry = [0; 32];
+                entry[..11].copy_from_slice(format!("{name:11}").as_bytes());
+                entry[11] = attributes;
+                entry[26..28].copy_from_slice(&first.to_le_bytes());
+                entry
+            };
+            let mut medium = std::collections::BTreeMap::<u64, u8>::new();
+            let mut put = |at: u64, bytes: &[u8]| {
+                medium.extend((at..).zip(bytes.iter().copied()));
+            };
+            let place = |cluster: u64| layout.data + (cluster - 2) * 512;
+            let root = match layout.root {
+                Root::Fixed(at, bytes) => {
+                    assert_eq!((at + bytes, bytes), (layout.data, 1024));
+                    at
+                }
+                Root::Cluster(first) => place(first),
+            };
+            // Of one that is removed, of a file, and of a part of a long name nothing is read.
+            let names = [
+                entry("\u{7f}EMOVED", 0x10, 20),
+                entry("A FILE", 0x20, 21),
+                entry("A LABEL", 0x08, 22),
+                entry("A PART", 0x0f, 23),
+                entry("RESTAGE", 0x10, 5),
+                entry("LOADER", 0x10, 24),
+            ];
+            put(root, &names.concat());
+            put(root, &[0xe5]);
+            // In the second cluster of it, behind the end of its names.
+            put(place(6), &entry("BELOW", 0x31, 8));
+            put(
+                place(8),
+                &[entry(".", 0x10, 8), entry("..", 0x10, 5), entry("RING", 0x10, 5)].concat(),
+            );
+            let end = (1_u64 << bits.min(28)) - 1;
+            for (cluster, next) in [(3, end), (5, 6), (6, end), (8, end)] {
+                let bit = cluster * bits;
+                let bytes = (next << (bit % 8)).to_le_bytes();
+                let at = layout.table + bit / 8;
+                for (at, byte) in (at..).zip(bytes).take(5) {
+                    *medium.entry(at).or_default() |= byte;
+                }
+            }
+            let seen = std::cell::RefCell::new(std::collections::BTreeSet::new());
+            let read = |at: u64, buffer: &mut [u8]| {
+                seen.borrow_mut().extend(layout.cluster_at(at));
+                for (at, byte) in (at..).zip(buffer) {
+                    *byte = medium.get(&at).copied().unwrap_or_default();
+                }
+                Ok(())
+            };
+            layout.read_directories(&|name| name == "RESTAGE", &read).unwrap();
+            let mut wanted: std::collections::BTreeSet<u64> = [5, 6, 8].into();
+            wanted.extend((bits == 32).then_some(3));
+            assert_eq!(*seen.borrow(), wanted, "FAT{bits}");
+            for bad in wanted {
+                let read = |at: u64, buffer: &mut [u8]| match layout.cluster_at(at) {
+                    Some(cluster) if cluster == bad => Err(io::ErrorKind::BrokenPipe.into()),
+                    _ => read(at, buffer),
+                };
+                let error = layout.read_directories(&|name| name == "RESTAGE", &read).unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::BrokenPipe, "FAT{bits}, cluster {bad}");
+            }
         }
     }
 

@@ -53,6 +53,7 @@ impl EspDirectory {
 
     /// The same on an open root.
     pub fn below(root: Dir, name: &str) -> io::Result<Self> {
+        root.read_ahead(name.as_ref())?;
         let own = directory::open_at(root.as_ref(), name)?;
         Ok(Self { root, name: name.to_owned(), own, is_named: false })
     }
@@ -60,6 +61,7 @@ impl EspDirectory {
     /// Opens the ESP at `root`; of restage's directories on it, which begin with `name`, the one in use.
     pub fn on_esp(root: &Path, name: &str) -> io::Result<Self> {
         let root = directory::open(root)?;
+        root.read_ahead(name.as_ref())?;
         let name = numbered(name, in_use(root.as_ref(), name));
         Self::below(root, &name)
     }
@@ -69,6 +71,7 @@ impl EspDirectory {
     /// cannot read for what is not there. Changes nothing yet.
     pub fn on_esp_to_stage(root: &Path, name: &str) -> io::Result<Self> {
         let at = directory::open(root)?;
+        at.read_ahead(name.as_ref())?;
         let number = in_use(at.as_ref(), name);
         let used = numbered(name, number);
         let listed = || {
@@ -150,6 +153,8 @@ impl EspDirectory {
     fn parent<'a>(&self, path: &'a str) -> io::Result<Option<(Dir, &'a str)>> {
         let mut parent = self.root.again()?;
         let (directories, last) = path.rsplit_once('/').map_or((None, path), |(d, l)| (Some(d), l));
+        let first = path.split('/').next().unwrap_or(path);
+        parent.read_ahead(first.as_ref())?;
         for component in directories.iter().flat_map(|d| d.split('/')) {
             match directory::open_at(parent.as_ref(), component)? {
                 Some(next) => parent = next,

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use flate2::bufread::GzDecoder;
 use serde::{Deserialize, Serialize};
 
-use crate::cases::{Booted, Case};
+use crate::cases::{Booted, Case, Ended};
 use crate::image::Image;
 use crate::medium::{Beside, Recording};
 use crate::rig::{self, Rig};
@@ -37,6 +37,8 @@ pub struct Reach {
     pub one_in: u64,
     /// One in so many states is followed with a check of the file systems before us as well.
     pub fsck: u64,
+    /// One in so many requests of the operation fails; none when it is zero.
+    pub errors: usize,
     /// Give up after so many violations.
     pub violations: usize,
     /// Keep the states that they are seen in.
@@ -50,6 +52,8 @@ pub struct Figures {
     pub once: usize,
     /// And one of its recovery.
     pub twice: usize,
+    /// Requests of it that the disk has failed.
+    pub failed: usize,
     /// Of these, also followed with a check of the file systems first.
     pub checked: usize,
     /// Of these, with nothing done and nothing lost, but unusable until there was such a check.
@@ -101,7 +105,7 @@ struct Kept {
     path: String,
     image: Image,
     beside: Beside,
-    has_returned: bool,
+    ended: Ended,
     key: u64,
 }
 
@@ -161,7 +165,7 @@ impl<'a> Explorer<'a> {
                 path: format!("{}:{}", case.name(), state.number),
                 image: state.image.clone(),
                 beside: state.beside,
-                has_returned: state.beside.has_returned,
+                ended: Ended { has_returned: state.beside.has_returned, has_failed: false },
                 key,
             };
             let is_recorded = (turn / self.reach.worker.1 + 1).is_multiple_of(self.reach.second);
@@ -171,6 +175,51 @@ impl<'a> Explorer<'a> {
             }
             if self.is_enough(case) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
+        Ok(())
+    }
+
+    /// Has this worker's part of the disk's requests fail, one at a time: what is there after such a run is
+    /// followed.
+    pub fn fail(&mut self, case: &dyn Case) -> Result<(), String> {
+        let (worker, of) = self.reach.worker;
+        if self.reach.errors == 0 {
+            return Ok(());
+        }
+        let (start, beside) = case.start();
+        let start = start.clone();
+        for turn in 0.. {
+            let number = (turn * usize::try_from(of).unwrap() + usize::try_from(worker).unwrap())
+                * self.reach.errors;
+            self.rig.load(&start, beside);
+            self.rig.switch_on()?;
+            self.rig.medium.fail(number);
+            let returned = case.run(self.rig);
+            let medium = &self.rig.medium;
+            let (failed, stray) = (medium.failed(), medium.stray());
+            let (image, beside) = (medium.image(), medium.beside());
+            Rig::forget_errors();
+            let Some(failed) = failed else { return Ok(()) };
+            let has_returned = returned.is_ok() && beside.has_returned;
+            let ended = Ended { has_returned, has_failed: true };
+            let path = format!("{}:e{number}", case.name());
+            let key = key(case, &image, beside);
+            let kept = Kept { path, image, beside, ended, key };
+            self.figures(case).failed += 1;
+            let violations = self.verdict.violations.len();
+            match stray {
+                Some(offset) => {
+                    let what = format!("byte {offset} is outside of what may be written");
+                    self.violation(&kept, false, what);
+                }
+                None => drop(self.follow(case, &kept, false)),
+            }
+            for violation in &mut self.verdict.violations[violations..] {
+                violation.what = format!("{failed}, {returned:?}: {}", violation.what);
+            }
+            if self.is_enough(case) {
+                return Ok(());
+            }
+        }
         Ok(())
     }
 
@@ -185,7 +234,7 @@ impl<'a> Explorer<'a> {
                 image: state.image.clone(),
                 beside: state.beside,
                 // What the operation has promised, and not the boot.
-                has_returned: first.has_returned,
+                ended: first.ended,
                 key,
             };
             self.figures(case).twice += 1;
@@ -268,7 +317,7 @@ fn recover(
     if is_checked {
         case.check_file_systems(rig)?;
     }
-    let (mut recording, mut waits, mut has_returned) = (None, 0, kept.has_returned);
+    let (mut recording, mut waits, mut ended) = (None, 0, kept.ended);
     for boot in 0..MAX_BOOTS {
         let is_recorded = is_recorded && boot == 0;
         if is_recorded {
@@ -287,7 +336,7 @@ fn recover(
         match booted {
             Booted::Again => {}
             Booted::Unreadable(what) => {
-                if !case.may_wait_for_check(rig, has_returned) {
+                if !case.may_wait_for_check(rig, ended) {
                     return Err(format!("it is not looked at: {what}"));
                 }
                 waits += 1;
@@ -295,14 +344,14 @@ fn recover(
                     // A directory on FAT that was cut while it was made, and that fsck.fat leaves as it
                     // is: every boot goes on into the untouched system, and the OS makes another one.
                     case.stage_anew(rig)?;
-                    has_returned = true;
+                    ended.has_returned = true;
                 } else {
                     case.check_file_systems(rig)?;
                 }
             }
             Booted::Nothing { writes: 0 } => {
-                case.check_end(rig, has_returned)?;
-                let is_unusable = has_returned && !kept.has_returned;
+                case.check_end(rig, ended)?;
+                let is_unusable = ended.has_returned && !kept.ended.has_returned;
                 return Ok(Recovered { recording, is_unreadable: waits > 0, is_unusable });
             }
             Booted::Nothing { writes } => {
@@ -316,7 +365,8 @@ fn recover(
 fn save(kept: &Kept, is_checked: bool, file: File) -> std::io::Result<()> {
     let mut file = BufWriter::new(file);
     writeln!(file, "{}", kept.path)?;
-    file.write_all(&[u8::from(is_checked), u8::from(kept.has_returned)])?;
+    let ended = u8::from(kept.ended.has_returned) | u8::from(kept.ended.has_failed) << 1;
+    file.write_all(&[u8::from(is_checked), ended])?;
     crate::medium::save_beside(kept.beside, &mut file)?;
     kept.image.save(&mut file)?;
     file.flush()
@@ -346,8 +396,8 @@ pub fn replay(
         let beside = crate::medium::load_beside(&mut file)?;
         let path = String::from_utf8_lossy(&line).into_owned();
         let image = Image::load(&mut file)?;
-        let has_returned = flags[1] != 0;
-        Ok((Kept { path, image, beside, has_returned, key: 0 }, flags[0] != 0))
+        let ended = Ended { has_returned: flags[1] & 1 != 0, has_failed: flags[1] & 2 != 0 };
+        Ok((Kept { path, image, beside, ended, key: 0 }, flags[0] != 0))
     };
     let read: std::io::Result<_> = read();
     let (kept, is_checked) = read.map_err(|error| format!("{}: {error}", state.display()))?;

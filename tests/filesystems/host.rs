@@ -148,6 +148,7 @@ fn start(task: &Task, arguments: &Arguments) -> Result<Kernel, String> {
         ("second", arguments.second),
         ("one-in", arguments.one_in),
         ("fsck", arguments.fsck),
+        ("errors", arguments.errors as u64),
         ("violations", arguments.violations as u64),
     ] {
         command.arg(format!("--{name}={value}"));
@@ -234,14 +235,15 @@ fn report(arguments: &Arguments, verdicts: &[Verdict], distinct: usize, time: Du
         let all = figures.entry(name).or_default();
         all.once += part.once;
         all.twice += part.twice;
+        all.failed += part.failed;
         all.checked += part.checked;
         all.unreadable += part.unreadable;
         all.unusable += part.unusable;
     }
     for (name, all) in &figures {
         println!(
-            "{name:17} {:6} states of an interruption, {:6} of a second one; {:6} also after fsck; {:3} needed one, {} another directory",
-            all.once, all.twice, all.checked, all.unreadable, all.unusable
+            "{name:17} {:6} states of an interruption, {:6} of a second one; {:4} requests failed; {:6} also after fsck; {:3} needed one, {} another directory",
+            all.once, all.twice, all.failed, all.checked, all.unreadable, all.unusable
         );
     }
     if arguments.controls {
@@ -269,16 +271,20 @@ fn report(arguments: &Arguments, verdicts: &[Verdict], distinct: usize, time: Du
 
 /// What was done, for the README.
 fn operation(name: &str, all: &Figures) -> Operation {
-    let steps = [("the operation", all.once), ("its recovery", all.twice)];
+    let steps = [
+        ("the operation", all.once),
+        ("its recovery", all.twice),
+        ("a request of it that failed", all.failed),
+    ];
     let outcomes = [
         ("also after a check of the file systems", all.checked),
         ("with another directory", all.unusable),
     ];
-    let counts = |counts: [(&str, usize); 2]| {
-        let there = counts.into_iter().filter(|(_, count)| *count > 0);
-        there.map(|(name, count)| (name.to_owned(), count)).collect()
+    let counts = |counts: &[(&str, usize)]| {
+        let there = counts.iter().filter(|(_, count)| *count > 0);
+        there.map(|(name, count)| ((*name).to_owned(), *count)).collect()
     };
-    Operation { name: name.to_owned(), steps: counts(steps), outcomes: counts(outcomes) }
+    Operation { name: name.to_owned(), steps: counts(&steps), outcomes: counts(&outcomes) }
 }
 
 /// Whether what is wrong was seen to be wrong, and what is right was not.

@@ -127,12 +127,14 @@ fn work(task: &Task, arguments: &Arguments) -> Result<Verdict, String> {
                     second: arguments.second,
                     one_in: arguments.one_in,
                     fsck: arguments.fsck,
+                    errors: arguments.errors,
                     violations: arguments.violations,
                     keeps: !arguments.controls,
                 };
                 let mut explorer = Explorer::new(&mut rig, &arguments.directory, reach);
                 for case in &all {
                     explorer.explore(case.as_ref())?;
+                    explorer.fail(case.as_ref())?;
                 }
                 followed.append(&mut explorer.followed);
                 verdict.figures.append(&mut explorer.verdict.figures);

@@ -58,6 +58,25 @@ pub struct Recording {
     pub entries: Vec<Entry>,
 }
 
+/// A request that the disk has failed.
+#[derive(Clone, Copy, Debug)]
+pub struct Failed {
+    command: u8,
+    offset: usize,
+    length: usize,
+}
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let what = match self.command {
+            0 => "read",
+            1 => "write",
+            _ => return f.write_str("a flush has failed"),
+        };
+        write!(f, "a {what} of {} bytes at byte {} has failed", self.length, self.offset)
+    }
+}
+
 struct Inner {
     image: Image,
     beside: Beside,
@@ -66,6 +85,9 @@ struct Inner {
     /// Where writes may go; everywhere when there is none.
     allowed: Vec<Range<usize>>,
     stray: Option<usize>,
+    /// The request that fails, counted down.
+    failing: Option<usize>,
+    failed: Option<Failed>,
 }
 
 /// The disk, and what is beside it.
@@ -82,6 +104,8 @@ impl Medium {
             writes: 0,
             allowed: Vec::new(),
             stray: None,
+            failing: None,
+            failed: None,
         };
         Self(Arc::new(Mutex::new(inner)))
     }
@@ -117,6 +141,7 @@ impl Medium {
 
     fn serve(&self, stream: UnixStream) -> io::Result<()> {
         const REQUEST: [u8; 4] = 0x2560_9513_u32.to_be_bytes();
+        const EIO: u32 = 5;
         const REPLY: [u8; 4] = 0x6744_6698_u32.to_be_bytes();
         let mut replies = BufWriter::with_capacity(1 << 17, stream.try_clone()?);
         let mut requests = BufReader::with_capacity(1 << 17, stream);
@@ -130,11 +155,16 @@ impl Medium {
             let offset = usize::try_from(offset).unwrap();
             let length = u32::from_be_bytes(header[24..].try_into().unwrap());
             let length = usize::try_from(length).unwrap();
+            let fails = self.lock().fails(Failed { command, offset, length });
             reply.clear();
             reply.extend(REPLY);
-            reply.extend([0; 4]);
+            reply.extend(if fails { EIO } else { 0 }.to_be_bytes());
             reply.extend(&header[8..16]);
             match command {
+                0 | 3 if fails => {}
+                1 if fails => {
+                    requests.read_exact(&mut vec![0; length])?;
+                }
                 0 => {
                     reply.resize(16 + length, 0);
                     self.lock().image.read(offset, &mut reply[16..]);
@@ -162,6 +192,18 @@ impl Medium {
         inner.beside = beside;
         inner.log = None;
         inner.stray = None;
+        inner.failing = None;
+        inner.failed = None;
+    }
+
+    /// The request with this number from now on, a read, a write or a flush, fails once, and does nothing.
+    pub fn fail(&self, number: usize) {
+        self.lock().failing = Some(number);
+    }
+
+    /// Which one it was.
+    pub fn failed(&self) -> Option<Failed> {
+        self.lock().failed
     }
 
     /// What is on it.
@@ -213,6 +255,15 @@ impl Inner {
         if let Some(log) = &mut self.log {
             log.push(entry());
         }
+    }
+
+    fn fails(&mut self, request: Failed) -> bool {
+        let is_it = self.failing == Some(0);
+        self.failing = self.failing.and_then(|number| number.checked_sub(1));
+        if is_it {
+            self.failed = Some(request);
+        }
+        is_it
     }
 
     fn write(&mut self, offset: usize, bytes: Arc<[u8]>, is_durable: bool) {

@@ -68,6 +68,13 @@ impl Rig {
         Ok(())
     }
 
+    /// What failed for the run before is nothing that the next one is told.
+    pub fn forget_errors() {
+        for path in [DISK, ESP, "/dev/mapper/root"] {
+            let _ = File::open(path).and_then(|device| device.sync_all());
+        }
+    }
+
     /// Whether the kernel knows the partitions of this table already.
     fn is_scanned(&self) -> bool {
         let Some(scanned) = &self.scanned else { return false };
@@ -86,7 +93,10 @@ impl Rig {
     pub fn esp() -> Result<Mounted, String> {
         let mounted = locate::mount(Path::new(ESP));
         let mounted = mounted.map_err(|error| format!("the ESP is not mounted: {error}"))?;
-        Self::read_ahead()?;
+        if let Err(what) = Self::read_ahead() {
+            mounted.unmount();
+            return Err(what);
+        }
         Ok(mounted)
     }
 
@@ -108,10 +118,9 @@ impl Rig {
         let at = Path::new(OS_ESP);
         std::fs::create_dir_all(at).map_err(said)?;
         mount(ESP, at, c"vfat", MountFlags::NOSUID, c"umask=0077").map_err(said)?;
-        Self::read_ahead()?;
-        let done = work(at);
+        let done = Self::read_ahead().map(|()| work(at));
         unmount(at, UnmountFlags::empty()).map_err(|e| format!("the ESP is kept busy: {e}"))?;
-        Ok(done)
+        done
     }
 }
 

@@ -61,6 +61,9 @@ pub struct Arguments {
     /// One in so many states is also followed with a check of the file systems before us.
     #[arg(long, default_value_t = 1)]
     pub fsck: u64,
+    /// One in so many requests of the operation to the disk fails; none when it is zero.
+    #[arg(long, default_value_t = 0)]
+    pub errors: usize,
     /// Leave the figures in this file, for `restage-figures`.
     #[arg(long)]
     pub figures: Option<PathBuf>,

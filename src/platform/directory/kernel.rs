@@ -236,6 +236,10 @@ impl Directory for Kernel {
         clusters::are_linked(&File::from(file))
     }
 
+    fn read_ahead(&self, name: &OsStr) -> io::Result<()> {
+        if self.grows_in_pieces()? { clusters::read_ahead(&self.0, name) } else { Ok(()) }
+    }
+
     fn grows_in_pieces(&self) -> io::Result<bool> {
         Ok(rustix::fs::fstatfs(&self.0)?.f_type == libc::MSDOS_SUPER_MAGIC)
     }

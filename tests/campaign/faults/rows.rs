@@ -59,7 +59,7 @@ fn recorded(case: &dyn Case) -> World {
     let trace = world.borrow_mut().trace();
     let _ = case.tell(&world);
     let found = trace.lock().unwrap();
-    let has_report = |b: &&Boundary| b.world.esp.all().keys().any(|path| path.ends_with(".RPT"));
+    let has_report = |b: &&Boundary| b.world.esp.all().keys().any(|path| path.ends_with("RPT"));
     found.iter().take_while(|b| !has_report(b)).last().unwrap().world.settled()
 }
 

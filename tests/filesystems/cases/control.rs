@@ -8,7 +8,7 @@ use restage::platform::Store;
 use restage::platform::directory::{self, Kernel};
 use restage::platform::esp::EspDirectory;
 
-use super::{Booted, Case, write};
+use super::{Booted, Case, Ended, write};
 use crate::image::Image;
 use crate::layout::Layout;
 use crate::medium::Beside;
@@ -90,13 +90,14 @@ impl Case for Control {
     fn boot(&self, _rig: &mut Rig) -> Result<Booted, String> {
         Ok(Booted::Nothing { writes: 0 })
     }
-    fn may_wait_for_check(&self, _rig: &Rig, _has_returned: bool) -> bool {
+    fn may_wait_for_check(&self, _rig: &Rig, _ended: Ended) -> bool {
         false
     }
     fn stage_anew(&self, _rig: &mut Rig) -> Result<(), String> {
         Err("a control stages nothing".to_owned())
     }
-    fn check_end(&self, _rig: &mut Rig, has_returned: bool) -> Result<(), String> {
+    fn check_end(&self, _rig: &mut Rig, ended: Ended) -> Result<(), String> {
+        let has_returned = ended.has_returned;
         let mounted = Rig::esp()?;
         let marker = Self::marker(&mounted.path);
         mounted.unmount();

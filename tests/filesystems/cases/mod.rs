@@ -37,6 +37,15 @@ pub enum Booted {
     Unreadable(String),
 }
 
+/// What has ended the operation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// It had returned, and what it has promised must be so.
+    pub has_returned: bool,
+    /// The disk had failed once.
+    pub has_failed: bool,
+}
+
 /// An operation on a machine, and what has to be so whenever it is interrupted.
 pub trait Case {
     /// Its name.
@@ -50,7 +59,7 @@ pub trait Case {
     /// One boot, from the initrd to what the OS does of it; whatever must be so at any instant is.
     fn boot(&self, rig: &mut Rig) -> Result<Booted, String>;
     /// Whether it is right that nothing is done before the file systems have been checked.
-    fn may_wait_for_check(&self, rig: &Rig, has_returned: bool) -> bool;
+    fn may_wait_for_check(&self, rig: &Rig, ended: Ended) -> bool;
     /// The OS asks for it once more, where restage's directory on the ESP cannot be read.
     fn stage_anew(&self, rig: &mut Rig) -> Result<(), String>;
     /// Where a block of 4096 bytes is written as a whole or not at all: ext4 cannot be mounted with half
@@ -58,8 +67,8 @@ pub trait Case {
     fn written_whole(&self) -> Range<usize> {
         0..0
     }
-    /// What must be so in the end; when the operation had returned, what it has promised.
-    fn check_end(&self, rig: &mut Rig, has_returned: bool) -> Result<(), String>;
+    /// What must be so in the end.
+    fn check_end(&self, rig: &mut Rig, ended: Ended) -> Result<(), String>;
 }
 
 /// Makes a file with what lies above it.

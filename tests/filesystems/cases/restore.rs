@@ -23,7 +23,7 @@ use restage::request::{Staged, find, stage_restore};
 use restage_campaign::model::slots::OLD;
 
 use super::shape::{Files, STATE, Shape};
-use super::{Booted, Case, write};
+use super::{Booted, Case, Ended, write};
 use crate::image::Image;
 use crate::layout::{Layout, VOLUMES};
 use crate::medium::Beside;
@@ -493,9 +493,9 @@ impl Case for RestoreCase {
     fn boot(&self, rig: &mut Rig) -> Result<Booted, String> {
         self.lab.boot(rig, self.ends())
     }
-    fn may_wait_for_check(&self, _rig: &Rig, has_returned: bool) -> bool {
+    fn may_wait_for_check(&self, _rig: &Rig, ended: Ended) -> bool {
         // The flags, whose directory was about to be made; nothing but staging needs it.
-        !has_returned && self.work == Work::Stage
+        !ended.has_returned && self.work == Work::Stage
     }
     fn stage_anew(&self, rig: &mut Rig) -> Result<(), String> {
         self.lab.stage(rig)
@@ -503,11 +503,23 @@ impl Case for RestoreCase {
     fn written_whole(&self) -> Range<usize> {
         self.lab.layout.places[VOLUMES[1]].clone()
     }
-    fn check_end(&self, rig: &mut Rig, has_returned: bool) -> Result<(), String> {
-        let allowed = if has_returned { &self.outcomes[..1] } else { &self.outcomes[..] };
-        self.lab.check_end(rig, allowed)?;
+    fn check_end(&self, rig: &mut Rig, ended: Ended) -> Result<(), String> {
+        let mut allowed = self.outcomes.clone();
+        match (ended, self.work) {
+            // It is withdrawn, also where that cannot be reported.
+            (Ended { has_failed: true, .. }, Work::Cancel) => {}
+            (Ended { has_returned: true, .. }, _) => allowed.truncate(1),
+            (Ended { has_failed: true, .. }, _) => {
+                allowed.extend([Outcome::Refused, Outcome::RolledBack]);
+            }
+            (Ended { .. }, _) => {}
+        }
+        self.lab.check_end(rig, &allowed)?;
         self.ends.set(self.ends.get() + 1);
-        if self.ends.get().is_multiple_of(CHECK_ONE_IN) {
+        if ended.has_failed {
+            // What the kernel has noted of the failure waits for a check.
+            self.check_file_systems(rig)?;
+        } else if self.ends.get().is_multiple_of(CHECK_ONE_IN) {
             let status = rig::check("e2fsck", "-fn", DEVICE)?;
             if status != 0 {
                 return Err(format!("e2fsck -fn finds something: {status}"));

@@ -38,7 +38,8 @@ pub fn chains(bytes: &[u8]) {
         Ok(())
     };
     let is_linked = layout.is_linked(first, &read);
-    let count = reads.get();
+    let count = reads.replace(0);
+    let _ = layout.read_directories(&|_| true, &read);
     if first < 2 {
         assert!(matches!(is_linked, Ok(false)) && count == 0, "the first two are no clusters");
     }

@@ -120,7 +120,7 @@ impl Lab {
         let tables = [before, after];
         let (wrong, known) = (None, Mutex::default());
         let mut lab =
-            Self { profile, shape, clean, staged, places, reset_disk, tables, known, wrong };
+            Self { profile, shape, clean, staged, places, reset_disk, wrong, tables, known };
         let world = lab.clean.share();
         lab.stage(&world).unwrap().unwrap();
         lab.staged = world.borrow().settled();

@@ -289,6 +289,9 @@ impl Directory for ModelDirectory {
             Ok(self.slot(files, name).is_none_or(|slot| !files.is_broken(slot)))
         })
     }
+    fn read_ahead(&self, _name: &OsStr) -> io::Result<()> {
+        Ok(())
+    }
     fn grows_in_pieces(&self) -> io::Result<bool> {
         self.call(Call::Read, "tell the file system of", None, |files| {
             Ok(files.flavor == Flavor::Fat)
