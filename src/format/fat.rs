@@ -16,8 +16,8 @@ const LONGEST_CHAIN: u64 = 1 << 16;
 const SECTOR_BYTES: u64 = 512;
 /// Of a name in a directory.
 const ENTRY_BYTES: usize = 32;
-/// Directories that are longer together are none of an ESP, and a ring has no end: 8 MiB.
-const MOST_SECTORS: u64 = 1 << 14;
+/// Directories that are longer together are none of an ESP, and a ring has no end: 2 MiB.
+const MOST_SECTORS: u64 = 1 << 12;
 
 /// Where things are on the medium.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +43,9 @@ enum Root {
     /// In clusters, from this one on.
     Cluster(u64),
 }
+
+/// A directory: its short name, and the cluster that it begins with.
+type Named = (String, u64);
 
 /// Reads from the medium, at bytes from its start.
 pub type Read<'a> = &'a dyn Fn(u64, &mut [u8]) -> io::Result<()>;
@@ -124,32 +127,42 @@ impl Layout {
         Ok(true)
     }
 
-    /// Reads all of the root directory, of the directories in it whose short names `is_wanted`, and of
-    /// all that are below those. What makes no sense is passed over: an error is one of reading.
-    pub fn read_directories(
-        &self,
-        is_wanted: &dyn Fn(&str) -> bool,
-        read: Read<'_>,
-    ) -> io::Result<()> {
+    /// Reads all of the root directory, of each directory on the way that the components of `path` name, and
+    /// of all that is below the last one: each of which the short name may be that of such a component.
+    /// False where there was more of it than an ESP has. What makes no sense is passed over: an error is
+    /// one of reading.
+    pub fn read_directories(&self, path: &str, read: Read<'_>) -> io::Result<bool> {
         let mut left = MOST_SECTORS;
-        let mut open = match self.root {
+        let mut found = match self.root {
             Root::Cluster(first) => self.in_directory(first, &mut left, read)?,
             Root::Fixed(at, bytes) => in_sectors(at, bytes, &mut left, read)?,
         };
-        open.retain(|(name, _)| is_wanted(name));
-        while let Some((_, first)) = open.pop() {
-            open.append(&mut self.in_directory(first, &mut left, read)?);
+        for component in path.split('/') {
+            found.retain(|(short, _)| is_like(short, component));
+            found = self.in_all(&found, &mut left, read)?;
         }
-        Ok(())
+        // A ring among them ends with what is left.
+        while !found.is_empty() && left > 0 {
+            found = self.in_all(&found, &mut left, read)?;
+        }
+        Ok(left > 0)
+    }
+
+    fn in_all(
+        &self,
+        directories: &[Named],
+        left: &mut u64,
+        read: Read<'_>,
+    ) -> io::Result<Vec<Named>> {
+        let mut found = Vec::new();
+        for (_, first) in directories {
+            found.append(&mut self.in_directory(*first, left, read)?);
+        }
+        Ok(found)
     }
 
     /// The directories in the one that begins with this cluster.
-    fn in_directory(
-        &self,
-        first: u64,
-        left: &mut u64,
-        read: Read<'_>,
-    ) -> io::Result<Vec<(String, u64)>> {
+    fn in_directory(&self, first: u64, left: &mut u64, read: Read<'_>) -> io::Result<Vec<Named>> {
         // In the smaller ones the upper half is something else.
         let first = if self.bits == 32 { first } else { first & 0xffff };
         let (mut cluster, mut found) = (first, Vec::new());
@@ -177,35 +190,48 @@ impl Layout {
     }
 }
 
-/// The directories that are named in a run of sectors: their short names, and where they begin.
-fn in_sectors(
-    at: u64,
-    bytes: u64,
-    left: &mut u64,
-    read: Read<'_>,
-) -> io::Result<Vec<(String, u64)>> {
+/// The directories that are named in a run of sectors.
+fn in_sectors(at: u64, bytes: u64, left: &mut u64, read: Read<'_>) -> io::Result<Vec<Named>> {
     let mut found = Vec::new();
     for sector in 0..bytes / SECTOR_BYTES {
         let Some(fewer) = left.checked_sub(1) else { break };
         *left = fewer;
         let mut entries = [0; 512];
-        read(at + sector * SECTOR_BYTES, &mut entries)?;
+        match read(at + sector * SECTOR_BYTES, &mut entries) {
+            // The medium is shorter than it says.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+            read => read?,
+        }
         found.extend(entries.chunks_exact(ENTRY_BYTES).filter_map(directory));
     }
     Ok(found)
 }
 
 /// The directory that an entry names; none when it names something else, or the one above it.
-fn directory(entry: &[u8]) -> Option<(String, u64)> {
-    let (name, rest) = entry.split_at_checked(11)?;
-    let is_free = matches!(name.first(), Some(0 | 0xe5 | b'.'));
-    // A part of a long name has this bit and others.
-    let is_directory = rest.first()? & 0x3f & !0x27 == 0x10;
-    let half =
-        |at: usize| Some(u64::from(u16::from_le_bytes(entry.get(at..at + 2)?.try_into().ok()?)));
-    let first = half(20)? << 16 | half(26)?;
-    let name = String::from_utf8_lossy(name.get(..8)?).trim_end().to_owned();
-    (is_directory && !is_free).then_some((name, first))
+fn directory(entry: &[u8]) -> Option<Named> {
+    let is_free = matches!(entry.first(), Some(0 | 0xe5 | b'.'));
+    // A part of a long name has these bits and others.
+    let is_directory = entry.get(11)? & 0x18 == 0x10;
+    let half = |at: usize| {
+        let bytes = entry.get(at..at + 2)?.try_into().ok()?;
+        Some(u64::from(u16::from_le_bytes(bytes)))
+    };
+    let part = |at: std::ops::Range<usize>| {
+        Some(String::from_utf8_lossy(entry.get(at)?).trim_end().to_owned())
+    };
+    let (name, extension) = (part(0..8)?, part(8..11)?);
+    let name = if extension.is_empty() { name } else { format!("{name}.{extension}") };
+    (is_directory && !is_free).then_some((name, half(20)? << 16 | half(26)?))
+}
+
+/// Whether this may be the short name of a name. Those of long names have a `~`, and begin as they do with
+/// two characters at least, where those are any that a short name may have.
+fn is_like(short: &str, name: &str) -> bool {
+    let begin =
+        |name: &str| name.chars().take(2).map(|c| c.to_ascii_uppercase()).collect::<String>();
+    let is_plain = name.chars().take(2).all(|c| c.is_ascii_alphanumeric());
+    short.eq_ignore_ascii_case(name)
+        || short.contains('~') && (!is_plain || begin(short) == begin(name))
 }
 
 #[cfg(test)]
@@ -321,7 +347,8 @@ mod tests {
                 }
                 Ok(())
             };
-            layout.read_directories(&|name| name == "RESTAGE", &read).unwrap();
+            // A ring has no end.
+            assert!(!layout.read_directories("restage", &read).unwrap());
             let mut wanted: std::collections::BTreeSet<u64> = [5, 6, 8].into();
             wanted.extend((bits == 32).then_some(3));
             assert_eq!(*seen.borrow(), wanted, "FAT{bits}");
@@ -330,9 +357,36 @@ mod tests {
                     Some(cluster) if cluster == bad => Err(io::ErrorKind::BrokenPipe.into()),
                     _ => read(at, buffer),
                 };
-                let error = layout.read_directories(&|name| name == "RESTAGE", &read).unwrap_err();
+                let error = layout.read_directories("restage", &read).unwrap_err();
                 assert_eq!(error.kind(), io::ErrorKind::BrokenPipe, "FAT{bits}, cluster {bad}");
             }
+            seen.borrow_mut().clear();
+            // Of a path, what is on the way and below it.
+            assert!(layout.read_directories("loader/credentials", &read).unwrap());
+            let mut wanted: std::collections::BTreeSet<u64> = [24].into();
+            wanted.extend((bits == 32).then_some(3));
+            assert_eq!(*seen.borrow(), wanted, "FAT{bits}");
+        }
+    }
+
+    #[test]
+    fn a_short_name_is_known() {
+        for (short, name) in [
+            ("RESTAGE", "restage"),
+            ("RESTAGE.1", "restage.1"),
+            ("RECOVE~2", "recovery-state"),
+            ("CR1A2B~1", "credentials"),
+            ("HIDDEN~1", ".hidden"),
+        ] {
+            assert!(is_like(short, name), "{short} and {name}");
+        }
+        for (short, name) in [
+            ("EFI", "restage"),
+            ("RESTAGE", "restage.1"),
+            ("RESTAGE.1", "restage"),
+            ("RECO~1", "loader"),
+        ] {
+            assert!(!is_like(short, name), "{short} and {name}");
         }
     }
 

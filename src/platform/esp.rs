@@ -53,7 +53,7 @@ impl EspDirectory {
 
     /// The same on an open root.
     pub fn below(root: Dir, name: &str) -> io::Result<Self> {
-        root.read_ahead(name.as_ref())?;
+        root.read_ahead(name)?;
         let own = directory::open_at(root.as_ref(), name)?;
         Ok(Self { root, name: name.to_owned(), own, is_named: false })
     }
@@ -61,8 +61,7 @@ impl EspDirectory {
     /// Opens the ESP at `root`; of restage's directories on it, which begin with `name`, the one in use.
     pub fn on_esp(root: &Path, name: &str) -> io::Result<Self> {
         let root = directory::open(root)?;
-        root.read_ahead(name.as_ref())?;
-        let name = numbered(name, in_use(root.as_ref(), name));
+        let name = numbered(name, in_use(root.as_ref(), name)?);
         Self::below(root, &name)
     }
 
@@ -71,10 +70,10 @@ impl EspDirectory {
     /// cannot read for what is not there. Changes nothing yet.
     pub fn on_esp_to_stage(root: &Path, name: &str) -> io::Result<Self> {
         let at = directory::open(root)?;
-        at.read_ahead(name.as_ref())?;
-        let number = in_use(at.as_ref(), name);
+        let number = in_use(at.as_ref(), name)?;
         let used = numbered(name, number);
         let listed = || {
+            at.read_ahead(&used)?;
             let own = directory::open_at(at.as_ref(), &used)?;
             own.as_ref().map(|own| own.names()).transpose()?;
             Ok(own)
@@ -153,8 +152,7 @@ impl EspDirectory {
     fn parent<'a>(&self, path: &'a str) -> io::Result<Option<(Dir, &'a str)>> {
         let mut parent = self.root.again()?;
         let (directories, last) = path.rsplit_once('/').map_or((None, path), |(d, l)| (Some(d), l));
-        let first = path.split('/').next().unwrap_or(path);
-        parent.read_ahead(first.as_ref())?;
+        parent.read_ahead(path)?;
         for component in directories.iter().flat_map(|d| d.split('/')) {
             match directory::open_at(parent.as_ref(), component)? {
                 Some(next) => parent = next,
@@ -189,12 +187,17 @@ pub fn names_in_use(name: &str) -> impl Iterator<Item = String> {
     (0..=MAX_PASSED_OVER).map(move |number| numbered(name, number))
 }
 
-/// How many were passed over. They are not opened: to look into a broken one may make the file system
-/// read-only. One that cannot even be looked at is there.
-fn in_use(root: &dyn Directory, name: &str) -> usize {
-    let is_there =
-        |number: &usize| !matches!(root.look(numbered(name, *number).as_ref()), Ok(None));
-    (1..=MAX_PASSED_OVER).rev().find(is_there).unwrap_or(0)
+/// How many were passed over. They are neither opened nor looked at: for a broken one that may make the file
+/// system read-only, or worse.
+fn in_use(root: &dyn Directory, name: &str) -> io::Result<usize> {
+    // Of the root itself: names that cannot be read are passed over by the kernel.
+    root.read_ahead("")?;
+    let names = names(root)?;
+    let is_there = |number: &usize| {
+        let wanted = numbered(name, *number);
+        names.iter().any(|name| name.eq_ignore_ascii_case(&wanted))
+    };
+    Ok((1..=MAX_PASSED_OVER).rev().find(is_there).unwrap_or(0))
 }
 
 /// The names in a directory; one that is not UTF-8 is none that restage has given.

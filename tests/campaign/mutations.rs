@@ -195,7 +195,7 @@ const BROKEN: [(&str, &str, &str, &str); 34] = [
     (
         "a directory is looked at that was not read",
         KERNEL,
-        "        if self.grows_in_pieces()? { clusters::read_ahead(&self.0, name) } else { Ok(()) }",
+        "        if self.grows_in_pieces()? { clusters::read_ahead(&self.0, path) } else { Ok(()) }",
         "        Ok(())",
     ),
     ("a file is not synced", KERNEL, "        self.sync_all()", "        Ok(())"),

@@ -83,8 +83,8 @@ impl Directory for Unsynced {
     fn is_linked(&self, name: &OsStr) -> io::Result<bool> {
         self.0.is_linked(name)
     }
-    fn read_ahead(&self, name: &OsStr) -> io::Result<()> {
-        self.0.read_ahead(name)
+    fn read_ahead(&self, path: &str) -> io::Result<()> {
+        self.0.read_ahead(path)
     }
     fn grows_in_pieces(&self) -> io::Result<bool> {
         self.0.grows_in_pieces()

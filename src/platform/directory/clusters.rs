@@ -2,9 +2,11 @@
 //! Side: both. Reads the medium beside the mounted file system, which has the same cache.
 
 use std::cell::RefCell;
-use std::ffi::OsStr;
 use std::fs::File;
-use std::io;
+use std::io::{
+    self,
+    ErrorKind::{NotFound, PermissionDenied},
+};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
@@ -13,8 +15,6 @@ use crate::format::fat::Layout;
 
 /// What is read from the medium at once.
 const PIECE_BYTES: usize = 4096;
-/// Characters of a short name.
-const SHORT: usize = 8;
 
 mod ioctl {
     //! The ioctls of `linux/fs.h` for where a file lies.
@@ -53,37 +53,40 @@ pub fn are_linked(file: &File) -> io::Result<bool> {
     layout.is_linked(first, &read)
 }
 
-/// Reads the clusters of the directories at the root of a mounted FAT whose names begin like this one, and
-/// of all that are below, into the cache that the file system has as well.
+/// Reads the directories on the way to `path`, from the root of a mounted FAT, and all that are below, into
+/// the cache that the file system has as well.
 ///
 /// Linux takes a directory that it cannot read for a broken one, and frees its clusters, on a mount that is
-/// read-only too (seen with 7.2): a journal would be gone for one sector that was not read once. So who
-/// looks for a directory has it read first. A disk that fails once may not fail twice.
+/// read-only too (seen with 7.2); and it passes over the names that it cannot read. A journal would be gone
+/// for one sector that was not read once. So who looks for a directory has it read first.
 ///
 /// # Errors
 ///
-/// It is not read. Where the medium cannot be found nothing is read, and that is none.
-pub fn read_ahead(root: &impl AsFd, name: &OsStr) -> io::Result<()> {
-    let device = rustix::fs::fstat(root)?.st_dev;
-    let Ok(medium) = open_medium(device) else { return Ok(()) };
+/// They cannot be read, twice. Where nobody may look at the medium nothing is read, and that is none.
+pub fn read_ahead(directory: &impl AsFd, path: &str) -> io::Result<()> {
+    let medium = match open_medium(rustix::fs::fstat(directory)?.st_dev) {
+        Ok(medium) => medium,
+        Err(error) if matches!(error.kind(), NotFound | PermissionDenied) => {
+            log::debug!("{path} is not read from the medium first: {error}");
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
     let pieces = RefCell::new(Pieces { medium, at: 0, piece: Vec::new() });
     let read = |at: u64, buffer: &mut [u8]| pieces.borrow_mut().read(at, buffer);
     let go = || {
         let mut sector = [0; 512];
         read(0, &mut sector)?;
-        let Some(layout) = Layout::parse(&sector) else { return Ok(()) };
-        layout.read_directories(&|short| is_like(short, name), &read)
+        let layout =
+            Layout::parse(&sector).ok_or_else(|| io::Error::other("no FAT where one is"))?;
+        layout.read_directories(path, &read)
     };
-    go().or_else(|_: io::Error| go())
-}
-
-/// Whether a short name may be one that begins with `name`, or with a part of it.
-fn is_like(short: &str, name: &OsStr) -> bool {
-    let name = name.to_string_lossy().to_uppercase();
-    let is_short = |c: &char| c.is_ascii_alphanumeric() || "-_".contains(*c);
-    let wanted: String = name.chars().take_while(is_short).take(SHORT).collect();
-    let is_cut = |(known, _): (&str, &str)| wanted.starts_with(known);
-    short.to_uppercase().starts_with(&wanted) || short.split_once('~').is_some_and(is_cut)
+    // A disk that fails once may not fail twice.
+    let is_all = go().or_else(|_: io::Error| go())?;
+    if !is_all {
+        log::warn!("there is more below {path} than is read from the medium first");
+    }
+    Ok(())
 }
 
 /// A medium that is read in pieces: the entries of a chain lie beside each other.
@@ -100,11 +103,14 @@ impl Pieces {
             self.at = at - at % PIECE_BYTES as u64;
             // The last one may be a short one; and an entry of 12 bits may lie in two of them.
             self.piece.resize(2 * PIECE_BYTES, 0);
-            let count = self.medium.read_at(&mut self.piece, self.at)?;
+            let count = self.medium.read_at(&mut self.piece, self.at).unwrap_or(0);
             self.piece.truncate(count);
         }
-        let part = self.part(at, buffer.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
-        buffer.copy_from_slice(part);
+        match self.part(at, buffer.len()) {
+            Some(part) => buffer.copy_from_slice(part),
+            // What lies beside it may be what cannot be read.
+            None => self.medium.read_exact_at(buffer, at)?,
+        }
         Ok(())
     }
 
@@ -125,22 +131,6 @@ fn open_medium(device: u64) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_short_name_is_known_by_what_it_begins_with() {
-        for (short, name) in [
-            ("RESTAGE", "restage"),
-            ("restage", "restage.1"),
-            ("RECOVERY", "recovery-state"),
-            ("RECOVE~2", "recovery-state"),
-            ("LOADER", "loader"),
-        ] {
-            assert!(is_like(short, name.as_ref()), "{short} and {name}");
-        }
-        for (short, name) in [("EFI", "restage"), ("LOADER", "loaders"), ("RECO~1", "loader")] {
-            assert!(!is_like(short, name.as_ref()), "{short} and {name}");
-        }
-    }
 
     #[test]
     fn whatever_is_asked_for_is_read_as_it_is() {

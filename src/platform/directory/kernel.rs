@@ -236,8 +236,8 @@ impl Directory for Kernel {
         clusters::are_linked(&File::from(file))
     }
 
-    fn read_ahead(&self, name: &OsStr) -> io::Result<()> {
-        if self.grows_in_pieces()? { clusters::read_ahead(&self.0, name) } else { Ok(()) }
+    fn read_ahead(&self, path: &str) -> io::Result<()> {
+        if self.grows_in_pieces()? { clusters::read_ahead(&self.0, path) } else { Ok(()) }
     }
 
     fn grows_in_pieces(&self) -> io::Result<bool> {

@@ -124,9 +124,9 @@ pub trait Directory {
     /// Whether none of the clusters that a regular file names is free. Not so on FAT when it was cut off
     /// while it was made or removed: then the next file may be given them.
     fn is_linked(&self, name: &OsStr) -> io::Result<bool>;
-    /// On FAT, for its root: has the directories in it whose names begin like this one read before anything
-    /// looks at them. An error is that they cannot be read.
-    fn read_ahead(&self, name: &OsStr) -> io::Result<()>;
+    /// For the root of a FAT: has the directories on the way to this path read, and all that are below,
+    /// before the kernel looks at them. An error is that they cannot be read.
+    fn read_ahead(&self, path: &str) -> io::Result<()>;
     /// Whether it grows in more than one change, which a power cut may tear: on FAT.
     fn grows_in_pieces(&self) -> io::Result<bool>;
     /// Takes its exclusive lock until this handle is dropped; false when somebody else has it.

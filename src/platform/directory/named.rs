@@ -118,8 +118,10 @@ impl Directory for Named {
     fn is_linked(&self, name: &OsStr) -> io::Result<bool> {
         self.inner.is_linked(name).calling(|| self.cannot("tell the clusters of", name))
     }
-    fn read_ahead(&self, name: &OsStr) -> io::Result<()> {
-        self.inner.read_ahead(name).calling(|| self.cannot("read the directory", name))
+    fn read_ahead(&self, path: &str) -> io::Result<()> {
+        self.inner
+            .read_ahead(path)
+            .calling(|| self.cannot("read the directories of", path.as_ref()))
     }
     fn grows_in_pieces(&self) -> io::Result<bool> {
         self.inner.grows_in_pieces().calling(|| self.cannot_itself("tell the file system of"))

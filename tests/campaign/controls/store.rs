@@ -194,8 +194,8 @@ impl Directory for Unsynced {
     fn is_linked(&self, name: &OsStr) -> io::Result<bool> {
         self.inner.is_linked(name)
     }
-    fn read_ahead(&self, name: &OsStr) -> io::Result<()> {
-        self.inner.read_ahead(name)
+    fn read_ahead(&self, path: &str) -> io::Result<()> {
+        self.inner.read_ahead(path)
     }
     fn grows_in_pieces(&self) -> io::Result<bool> {
         self.inner.grows_in_pieces()

@@ -39,7 +39,7 @@ pub fn chains(bytes: &[u8]) {
     };
     let is_linked = layout.is_linked(first, &read);
     let count = reads.replace(0);
-    let _ = layout.read_directories(&|_| true, &read);
+    let _ = layout.read_directories(".a/.b", &read);
     if first < 2 {
         assert!(matches!(is_linked, Ok(false)) && count == 0, "the first two are no clusters");
     }

@@ -289,7 +289,7 @@ impl Directory for ModelDirectory {
             Ok(self.slot(files, name).is_none_or(|slot| !files.is_broken(slot)))
         })
     }
-    fn read_ahead(&self, _name: &OsStr) -> io::Result<()> {
+    fn read_ahead(&self, _path: &str) -> io::Result<()> {
         Ok(())
     }
     fn grows_in_pieces(&self) -> io::Result<bool> {
