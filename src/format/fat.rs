@@ -16,6 +16,8 @@ const LONGEST_CHAIN: u64 = 1 << 16;
 const SECTOR_BYTES: u64 = 512;
 /// Of a name in a directory.
 const ENTRY_BYTES: usize = 32;
+/// As many as these in one, or beside each other, are no ESP either.
+const MOST_DIRECTORIES: usize = 256;
 /// Directories that are longer together are none of an ESP, and a ring has no end: 2 MiB.
 const MOST_SECTORS: u64 = 1 << 12;
 
@@ -133,10 +135,11 @@ impl Layout {
     /// one of reading.
     pub fn read_directories(&self, path: &str, read: Read<'_>) -> io::Result<bool> {
         let mut left = MOST_SECTORS;
-        let mut found = match self.root {
-            Root::Cluster(first) => self.in_directory(first, &mut left, read)?,
-            Root::Fixed(at, bytes) => in_sectors(at, bytes, &mut left, read)?,
-        };
+        let mut found = Vec::new();
+        match self.root {
+            Root::Cluster(first) => self.in_directory(first, &mut left, &mut found, read)?,
+            Root::Fixed(at, bytes) => in_sectors(at, bytes, &mut left, &mut found, read)?,
+        }
         for component in path.split('/') {
             found.retain(|(short, _)| is_like(short, component));
             found = self.in_all(&found, &mut left, read)?;
@@ -156,22 +159,28 @@ impl Layout {
     ) -> io::Result<Vec<Named>> {
         let mut found = Vec::new();
         for (_, first) in directories {
-            found.append(&mut self.in_directory(*first, left, read)?);
+            self.in_directory(*first, left, &mut found, read)?;
         }
         Ok(found)
     }
 
     /// The directories in the one that begins with this cluster.
-    fn in_directory(&self, first: u64, left: &mut u64, read: Read<'_>) -> io::Result<Vec<Named>> {
+    fn in_directory(
+        &self,
+        first: u64,
+        left: &mut u64,
+        found: &mut Vec<Named>,
+        read: Read<'_>,
+    ) -> io::Result<()> {
         // In the smaller ones the upper half is something else.
         let first = if self.bits == 32 { first } else { first & 0xffff };
-        let (mut cluster, mut found) = (first, Vec::new());
+        let mut cluster = first;
         while self.is_cluster(cluster) && *left > 0 {
             let at = self.data + (cluster - FIRST_CLUSTER) * self.cluster_bytes;
-            found.append(&mut in_sectors(at, self.cluster_bytes, left, read)?);
+            in_sectors(at, self.cluster_bytes, left, found, read)?;
             cluster = self.entry(cluster, read)?;
         }
-        Ok(found)
+        Ok(())
     }
 
     fn entry(&self, cluster: u64, read: Read<'_>) -> io::Result<u64> {
@@ -191,8 +200,13 @@ impl Layout {
 }
 
 /// The directories that are named in a run of sectors.
-fn in_sectors(at: u64, bytes: u64, left: &mut u64, read: Read<'_>) -> io::Result<Vec<Named>> {
-    let mut found = Vec::new();
+fn in_sectors(
+    at: u64,
+    bytes: u64,
+    left: &mut u64,
+    found: &mut Vec<Named>,
+    read: Read<'_>,
+) -> io::Result<()> {
     for sector in 0..bytes / SECTOR_BYTES {
         let Some(fewer) = left.checked_sub(1) else { break };
         *left = fewer;
@@ -203,8 +217,11 @@ fn in_sectors(at: u64, bytes: u64, left: &mut u64, read: Read<'_>) -> io::Result
             read => read?,
         }
         found.extend(entries.chunks_exact(ENTRY_BYTES).filter_map(directory));
+        if found.len() > MOST_DIRECTORIES {
+            *left = 0;
+        }
     }
-    Ok(found)
+    Ok(())
 }
 
 /// The directory that an entry names; none when it names something else, or the one above it.
