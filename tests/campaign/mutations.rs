@@ -175,7 +175,7 @@ const UNSEEN: [(&str, &str, usize, &str); 12] = [
         ESP,
         "            None => self.root.sync(),",
         0,
-        "what lies deeper on the ESP: the paths of the model's profiles lie at its root",
+        "nothing in the model removes a directory that is on the way to another path",
     ),
     (
         EFFECTS,

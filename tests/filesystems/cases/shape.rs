@@ -9,6 +9,7 @@ use std::path::Path;
 
 use restage::format::archive::{Attributes, Entry, Kind, Layout, Writer};
 use restage::profile::Profile;
+use restage_campaign::cases::restore::state_text;
 use restage_campaign::model::slots::{NEW, OLD, OWN};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, XattrFlags};
 
@@ -28,14 +29,6 @@ pub enum Shape {
     Flat,
     /// Directories, links, owners and attributes; no state file, no passphrases.
     Tree,
-}
-
-/// A state file with what a restore needs.
-fn state_text(hostname: &str, passphrase: &str) -> String {
-    format!(
-        "#Version: 8\nApplications.Incus.State.Version: 1\nSystem.Network.Config.DNS.Hostname: \
-         {hostname}\nSystem.Security.Config.EncryptionRecoveryKeys[0]: {passphrase}\n"
-    )
 }
 
 impl Shape {
