@@ -66,8 +66,18 @@ impl ModelDirectory {
         })
     }
 
-    fn slot(&self, files: &Files, name: &OsStr) -> Option<Slot> {
+    fn slot(&self, files: &mut Files, name: &OsStr) -> Option<Slot> {
+        files.look_at(self.number);
         names(&files.seen, self.number).get(name).copied()
+    }
+
+    /// The same; a directory that has this name is looked at as well.
+    fn directory_slot(&self, files: &mut Files, name: &OsStr) -> Option<Slot> {
+        let slot = self.slot(files, name)?;
+        if matches!(files.seen[&slot.number], Item::Directory(_)) {
+            files.look_at(slot.number);
+        }
+        Some(slot)
     }
 
     fn file_if_there(
@@ -110,6 +120,7 @@ impl ModelDirectory {
             let (directory, name) = (self.number, name.to_owned());
             let number_ = Some(number);
             files.change(vec![Change::Name { directory, name, number: number_, is_directory }]);
+            files.read.extend(is_directory.then_some(number));
             Ok(number)
         })
     }
@@ -129,7 +140,7 @@ impl ModelDirectory {
     fn remove(&self, name: &OsStr, is_directory: bool) -> io::Result<bool> {
         let verb = if is_directory { "remove the directory" } else { "remove" };
         self.call(Call::Change, verb, Some(name), |files| {
-            let Some(slot) = self.slot(files, name) else { return Ok(false) };
+            let Some(slot) = self.directory_slot(files, name) else { return Ok(false) };
             match (&files.seen[&slot.number], is_directory) {
                 (Item::Directory(inner), true) if inner.is_empty() => {}
                 (Item::File(_), false) => {}
@@ -160,18 +171,20 @@ impl Directory for ModelDirectory {
         self.call(Call::Read, "look at", None, |files| Ok(Self::node_of(files, self.number, 0)))
     }
     fn names(&self) -> io::Result<Vec<OsString>> {
-        let names = |files: &mut Files| names(&files.seen, self.number).keys().cloned().collect();
-        self.call(Call::Read, "list", None, |files| Ok(names(files)))
+        self.call(Call::Read, "list", None, |files| {
+            files.look_at(self.number);
+            Ok(names(&files.seen, self.number).keys().cloned().collect())
+        })
     }
     fn look(&self, name: &OsStr) -> io::Result<Option<Node>> {
         self.call(Call::Read, "look at", Some(name), |files| {
-            let slot = self.slot(files, name);
+            let slot = self.directory_slot(files, name);
             Ok(slot.map(|slot| Self::node_of(files, slot.number, slot.bytes)))
         })
     }
     fn directory(&self, name: &OsStr) -> io::Result<Option<Dir>> {
         let (world, device) = (self.world.clone(), self.device);
-        self.call(Call::Read, "open", Some(name), |files| match self.slot(files, name) {
+        self.call(Call::Read, "open", Some(name), |files| match self.directory_slot(files, name) {
             None => Ok(None),
             Some(Slot { number, .. }) => match files.seen[&number] {
                 Item::Directory(_) => {
@@ -289,8 +302,11 @@ impl Directory for ModelDirectory {
             Ok(self.slot(files, name).is_none_or(|slot| !files.is_broken(slot)))
         })
     }
-    fn read_ahead(&self, _path: &str) -> io::Result<()> {
-        Ok(())
+    fn read_ahead(&self, path: &str) -> io::Result<()> {
+        self.call(Call::Read, "read the directories of", Some(path.as_ref()), |files| {
+            files.read_ahead(path);
+            Ok(())
+        })
     }
     fn grows_in_pieces(&self) -> io::Result<bool> {
         self.call(Call::Read, "tell the file system of", None, |files| {

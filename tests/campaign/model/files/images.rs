@@ -108,6 +108,7 @@ impl Files {
             errors_remount_ro: false,
             rooms: rooms.clone(),
             durable_rooms: rooms,
+            read: BTreeSet::new(),
             wrong: self.wrong,
         };
         let mut repaired = image.clone();

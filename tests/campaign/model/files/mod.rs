@@ -13,6 +13,7 @@
 //! promised it); a sync of the directory brings names and chains. A repair
 //! (`fsck.fat -a`) empties what cannot be read and what shares its clusters. An error that the kernel
 //! meets makes it read-only until it is mounted again (`errors=remount-ro`), unless restage mounted it.
+//! A directory may be looked at only when it was read since the mount (hazard H38).
 //!
 //! Not modelled: names that are lost although they were synced, sectors torn inside, a full journal.
 
@@ -152,6 +153,8 @@ pub struct Files {
     rooms: BTreeMap<u64, usize>,
     /// The same on the medium.
     durable_rooms: BTreeMap<u64, usize>,
+    /// Directories that were read from the medium since it was mounted, or made.
+    read: BTreeSet<u64>,
     /// What was done that must not be done, where no machine at rest shows it.
     pub wrong: Option<&'static str>,
 }
@@ -183,6 +186,7 @@ impl Files {
             errors_remount_ro: false,
             rooms: BTreeMap::new(),
             durable_rooms: BTreeMap::new(),
+            read: BTreeSet::from([ROOT]),
             wrong: None,
         }
     }
@@ -220,6 +224,37 @@ impl Files {
                 self.wrong = Some("restage's directory on the ESP grows beside a journal");
             }
             self.rooms.insert(directory, needed);
+        }
+    }
+
+    /// The directories on the way to `path`, and all below it, are read from the medium.
+    fn read_ahead(&mut self, path: &str) {
+        let mut found = BTreeSet::from([ROOT]);
+        for component in path.split('/') {
+            self.read.extend(&found);
+            found = self.directories_in(&found, |name| name.eq_ignore_ascii_case(component));
+        }
+        while !found.is_empty() {
+            self.read.extend(&found);
+            found = self.directories_in(&found, |_| true);
+        }
+    }
+
+    fn directories_in(
+        &self,
+        these: &BTreeSet<u64>,
+        is_it: impl Fn(&OsStr) -> bool,
+    ) -> BTreeSet<u64> {
+        let named = these.iter().flat_map(|number| names(&self.seen, *number).iter());
+        let numbers = named.filter(|(name, _)| is_it(name)).map(|(_, slot)| slot.number);
+        numbers.filter(|number| matches!(self.seen[number], Item::Directory(_))).collect()
+    }
+
+    /// A directory is looked at, or what is in it. Linux frees the clusters of one on FAT that it cannot
+    /// read; so it has to be read before.
+    fn look_at(&mut self, directory: u64) {
+        if self.flavor == Flavor::Fat && !self.read.contains(&directory) {
+            self.wrong = Some("a directory on the ESP is looked at that was not read first");
         }
     }
 
