@@ -47,7 +47,7 @@ struct Arguments {
     /// At least so many in each case, or it has failed.
     #[arg(long, default_value_t = 0)]
     each_case: usize,
-    /// Stop after so many violations.
+    /// Begin no other case after so many violations, and end this one.
     #[arg(long, default_value_t = 20)]
     violations: usize,
     /// Work with so many threads; as many as there are processors unless told otherwise.
@@ -96,13 +96,16 @@ fn main() -> ExitCode {
     let all = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = arguments.threads.unwrap_or(all);
     if arguments.faults_only {
-        return faults::run(arguments.row.as_deref());
+        return faults::run(arguments.row.as_deref(), arguments.violations);
     }
     if arguments.controls {
         return controls::run(threads);
     }
-    let (mut operations, mut failed) = (Vec::new(), false);
+    let (mut operations, mut failed, mut violations) = (Vec::new(), false, 0);
     for case in cases {
+        if violations >= arguments.violations {
+            break;
+        }
         if !arguments.cases.is_empty() && !arguments.cases.iter().any(|name| name == case.name()) {
             continue;
         }
@@ -113,7 +116,8 @@ fn main() -> ExitCode {
             let (scatter, path) = (arguments.scatter, &first.path);
             println!("see it again: restage-campaign --scatter {scatter} --replay {path}");
         }
-        failed |= !figures.violations.is_empty();
+        violations += figures.violations.len();
+        failed |= violations > 0;
         let operation = operation(case.name(), &figures);
         let of_all = (operation.name.clone(), operation.total(), arguments.each_case);
         let of_each =

@@ -46,8 +46,8 @@ impl Wanted<'_> {
 
 type Part = fn(Wanted<'_>) -> Seen;
 
-/// Runs all rows, or those that contain `only` in their name.
-pub fn run(only: Option<&str>) -> ExitCode {
+/// Runs all rows, or those that contain `only` in their name; no other part after so many violations.
+pub fn run(only: Option<&str>, violations: usize) -> ExitCode {
     let mut failed = 0;
     let wanted = Wanted(only);
     let parts: [(&str, Part); 4] = [
@@ -69,6 +69,9 @@ pub fn run(only: Option<&str>) -> ExitCode {
         }
         failed += seen.violations.len();
         met += seen.met;
+        if failed >= violations {
+            return ExitCode::FAILURE;
+        }
     }
     if met == 0 {
         println!("there is no such row");

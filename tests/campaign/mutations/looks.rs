@@ -43,9 +43,9 @@ pub fn of(mutation: &Mutation) -> Vec<Look> {
     let wide = ["--violations", "1", "--second", "8", "--third", "1000"];
     // A record that is lost is harmless, unless the next attempt fails as well.
     let deep = ["--violations", "1", "--second", "1", "--third", "1000", "--faults", "2"];
-    let reaches = groups
-        .iter()
-        .map(|group| [&wide[..], *group].concat())
-        .chain([vec!["--faults-only"], [&deep[..], &["reset", "confirm"]].concat()]);
+    let reaches = groups.iter().map(|group| [&wide[..], *group].concat()).chain([
+        vec!["--faults-only", "--violations", "1"],
+        [&deep[..], &["reset", "confirm"]].concat(),
+    ]);
     reaches.map(|reach| ("restage-campaign", reach)).collect()
 }
