@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::cli::Place;
 use crate::error::{Doing, Error, Refused, Result};
 use crate::plan::facts::HostFacts;
+use crate::platform::directory;
 use crate::platform::disk::OpenDisk;
 use crate::platform::esp::{EspDirectory, Others};
 use crate::platform::locate::{self, Mounted};
@@ -81,7 +82,8 @@ fn open_esp(path: &Path, profile: &Profile, side: Side) -> Result<EspDirectory> 
         Side::Stager => EspDirectory::on_esp_to_stage,
         Side::Reader => EspDirectory::on_esp,
     };
-    open(path, &profile.esp.directory)
+    directory::open(path)
+        .and_then(|root| open(root, &profile.esp.directory))
         .doing(|| format!("cannot open the ESP at {}", path.display()))
 }
 

@@ -58,9 +58,8 @@ impl EspDirectory {
         Ok(Self { root, name: name.to_owned(), own, is_named: false })
     }
 
-    /// Opens the ESP at `root`; of restage's directories on it, which begin with `name`, the one in use.
-    pub fn on_esp(root: &Path, name: &str) -> io::Result<Self> {
-        let root = directory::open(root)?;
+    /// On the ESP with this root: of restage's directories there, which begin with `name`, the one in use.
+    pub fn on_esp(root: Dir, name: &str) -> io::Result<Self> {
         let name = numbered(name, in_use(root.as_ref(), name)?);
         Self::below(root, &name)
     }
@@ -68,13 +67,12 @@ impl EspDirectory {
     /// The same for who has something to put there: where restage's directory is broken, it is as if
     /// it were not there, and the next file is made in another one. Nobody else may take what he
     /// cannot read for what is not there. Changes nothing yet.
-    pub fn on_esp_to_stage(root: &Path, name: &str) -> io::Result<Self> {
-        let at = directory::open(root)?;
-        let number = in_use(at.as_ref(), name)?;
+    pub fn on_esp_to_stage(root: Dir, name: &str) -> io::Result<Self> {
+        let number = in_use(root.as_ref(), name)?;
         let used = numbered(name, number);
         let listed = || {
-            at.read_ahead(&used)?;
-            let own = directory::open_at(at.as_ref(), &used)?;
+            root.read_ahead(&used)?;
+            let own = directory::open_at(root.as_ref(), &used)?;
             own.as_ref().map(|own| own.names()).transpose()?;
             Ok(own)
         };
@@ -82,17 +80,18 @@ impl EspDirectory {
             |error: &io::Error| system_error(error).is_some_and(|number| BROKEN.contains(&number));
         let own = match listed() {
             Err(error) if is_broken(&error) => {
+                log::warn!("`{used}` is looked at once more: {}", chain(&error));
                 std::thread::sleep(SECOND_LOOK);
                 listed()
             }
             own => own,
         };
         match own {
-            Ok(own) => Ok(Self { root: at, name: used, own, is_named: false }),
+            Ok(own) => Ok(Self { root, name: used, own, is_named: false }),
             Err(error) if is_broken(&error) && number < MAX_PASSED_OVER => {
                 let next = numbered(name, number + 1);
                 log::warn!("`{next}` will be used instead of `{used}`: {}", chain(&error));
-                Ok(Self { root: at, name: next, own: None, is_named: false })
+                Ok(Self { root, name: next, own: None, is_named: false })
             }
             Err(error) => Err(error),
         }
@@ -308,10 +307,11 @@ mod tests {
         let (root, _) = esp();
         // A directory that cannot be opened, for root too: a file.
         fs::write(root.path().join("restage"), "").unwrap();
-        let open = || EspDirectory::on_esp(root.path(), "restage");
+        let at = || directory::open(root.path()).unwrap();
+        let open = || EspDirectory::on_esp(at(), "restage");
         for next in ["restage.1", "restage.2"] {
             assert!(open().is_err(), "a boot passes over nothing");
-            let mut esp = EspDirectory::on_esp_to_stage(root.path(), "restage").unwrap();
+            let mut esp = EspDirectory::on_esp_to_stage(at(), "restage").unwrap();
             assert!(esp.names().unwrap().is_empty());
             assert!(!root.path().join(next).exists());
             esp.create("0000000A.REQ", b"abc").unwrap();

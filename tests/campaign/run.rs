@@ -47,9 +47,9 @@ struct Arguments {
     /// At least so many in each case, or it has failed.
     #[arg(long, default_value_t = 0)]
     each_case: usize,
-    /// Begin no other case after so many violations, and end this one.
-    #[arg(long, default_value_t = 20)]
-    violations: usize,
+    /// After so many violations end the case, and begin no other one; with `--faults-only`, no other part.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
+    violations: u64,
     /// Work with so many threads; as many as there are processors unless told otherwise.
     #[arg(long)]
     threads: Option<usize>,
@@ -87,30 +87,31 @@ fn main() -> ExitCode {
             }
         };
     }
-    let reach = Reach {
+    let most = usize::try_from(arguments.violations).unwrap();
+    let reach = |violations| Reach {
         second: arguments.second,
         third: arguments.third,
         faults: arguments.faults,
-        violations: arguments.violations,
+        violations,
     };
     let all = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = arguments.threads.unwrap_or(all);
     if arguments.faults_only {
-        return faults::run(arguments.row.as_deref(), arguments.violations);
+        return faults::run(arguments.row.as_deref(), most);
     }
     if arguments.controls {
         return controls::run(threads);
     }
     let (mut operations, mut failed, mut violations) = (Vec::new(), false, 0);
     for case in cases {
-        if violations >= arguments.violations {
+        if violations >= most {
             break;
         }
         if !arguments.cases.is_empty() && !arguments.cases.iter().any(|name| name == case.name()) {
             continue;
         }
         let begin = Instant::now();
-        let figures = explore::explore(case.as_ref(), reach, threads);
+        let figures = explore::explore(case.as_ref(), reach(most - violations), threads);
         tell(case.name(), &figures, begin);
         if let Some(first) = figures.violations.first() {
             let (scatter, path) = (arguments.scatter, &first.path);
@@ -131,7 +132,7 @@ fn main() -> ExitCode {
     let unit = "distinct interrupted runs".to_owned();
     let layer = Tried { layer: "In a model of the machine".to_owned(), unit, operations };
     println!("{} {}", layer.total(), layer.unit);
-    if layer.total() < arguments.at_least {
+    if violations < most && layer.total() < arguments.at_least {
         println!("fewer than the {} that there must be", arguments.at_least);
         failed = true;
     }

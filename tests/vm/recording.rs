@@ -20,11 +20,20 @@ use std::path::{Path, PathBuf};
 
 /// Changes when what is recorded below changes.
 const RECIPE: &str = "2";
-/// What the kernel says may fall into a line of restage's: then a recording is made again, so often.
+/// What others write to the console may fall into a line of restage's: then a recording is made again, so
+/// often.
 const MOST_AGAIN: usize = 2;
 /// What restage says at the beginning of each phase.
-const RESET_PHASES: [&str; 8] =
-    ["committed", "step 1/", "step 2/", "step 3/", "step 4/", "step 5/", "step 6/", "done"];
+const RESET_PHASES: [&str; 8] = [
+    "committed",
+    "step 1/6 tpm:",
+    "step 2/6 seed:",
+    "step 3/6 wipe swap:",
+    "step 4/6 wipe root",
+    "step 5/6 wipe local-data:",
+    "step 6/6 gpt:",
+    "done",
+];
 const RESTORE_PHASES: [&str; 6] =
     ["checking", "step 2/", "step 3/", "step 4/", "step 5/", "the restored state is"];
 
@@ -75,7 +84,7 @@ impl Recording {
             let what = || format!("recording a {}", kind.name());
             let mut again = 0..MOST_AGAIN;
             while !make(lab, base, kind, &new).doing(what())? {
-                let told = format!("{}: lines are missing on the console", what());
+                let told = format!("{}, whose lines are whole on the console", what());
                 again.next().doing(told)?;
             }
             fs::rename(&new, &dir).doing("keeping a recording")?;
@@ -166,7 +175,7 @@ fn clear(writes: &Writes, stem: &str, esp: Range<u64>) -> Outcome<Option<Clear>>
     Ok(Some(Clear { earliest: flush + 1, latest }))
 }
 
-/// False when not each phase was told on the console.
+/// False when the console has not told each phase.
 fn make(lab: &Lab, base: &Base, kind: Kind, dir: &Path) -> Outcome<bool> {
     let name = format!("record-{}", kind.name());
     let mut bench = Bench::on(lab, base, &name)?;
@@ -176,16 +185,26 @@ fn make(lab: &Lab, base: &Base, kind: Kind, dir: &Path) -> Outcome<bool> {
         Kind::Restore => restore(&mut bench, &mut tape),
     };
     bench.pull_plug();
-    let is_whole = match made {
-        Ok(is_whole) => is_whole,
-        Err(cause) => {
-            let kept = crate::evidence::keep(&mut bench, &name, &cause.to_string());
-            return Err(Failure::new(format!("{cause}\n      see {}", kept.display())));
+    let is_over = made.is_err();
+    let missing = match made {
+        Ok(None) => {
+            fs::remove_dir_all(&bench.machine.dir).doing("removing the recording's machine")?;
+            return Ok(true);
         }
+        Ok(Some(words)) => Failure::new(format!("the console has not told `{words}`")),
+        Err(cause) => cause,
     };
-    fs::remove_dir_all(&bench.machine.dir).doing("removing the recording's machine")?;
-    Ok(is_whole)
+    let kept = crate::evidence::keep(&mut bench, &name, &missing.to_string());
+    let told = format!("{missing}\n      see {}", kept.display());
+    if is_over {
+        return Err(Failure::new(told));
+    }
+    println!("vm: {name}: {told}");
+    Ok(false)
 }
+
+/// What the console should have said and has not.
+type Missing = Outcome<Option<&'static str>>;
 
 /// What is being recorded.
 struct Tape {
@@ -212,22 +231,21 @@ impl Tape {
         Ok(())
     }
 
-    /// A phase begins with each of these words on the console. False when later ones came first.
-    fn mark_each(&mut self, bench: &mut Bench<'_>, words: &[&str]) -> Outcome<bool> {
+    /// A phase begins with each of these words on the console. The first that are not there although later
+    /// ones are; the last are waited for.
+    fn mark_each(&mut self, bench: &mut Bench<'_>, words: &[&'static str]) -> Missing {
         let lines: Vec<_> = words.iter().map(|words| format!("restage: {words}")).collect();
         let lines: Vec<_> = lines.iter().map(String::as_str).collect();
-        for (index, begins) in lines.iter().enumerate() {
+        for (index, line) in lines.iter().enumerate() {
             bench.line(&lines[index..], 200)?;
-            let console = bench.console()?;
-            let line = console.lines().find_map(|line| line.split_once(begins));
-            let Some((_, rest)) = line else { return Ok(false) };
-            // `8 wipe swap: partition 5 (…)`, or no step.
-            let is_step = begins.ends_with('/');
-            let step = rest.split_once(' ').map_or(rest, |(_, name)| name);
-            let name = if is_step { step } else { words[index] };
-            self.mark(name.split(':').next().unwrap_or(name))?;
+            if !bench.console()?.contains(line) {
+                return Ok(Some(words[index]));
+            }
+            // Of `step 4/6 wipe root` the name.
+            let (_, name) = words[index].split_once("/6 ").unwrap_or(("", words[index]));
+            self.mark(name.trim_end_matches(':'))?;
         }
-        Ok(true)
+        Ok(None)
     }
 
     /// The machine is off; what is known of the run is kept beside its log.
@@ -245,21 +263,21 @@ impl Tape {
 }
 
 /// The contract's own example, from power-on to the reboot after it.
-fn reset(bench: &mut Bench<'_>, tape: &mut Tape) -> Outcome<bool> {
+fn reset(bench: &mut Bench<'_>, tape: &mut Tape) -> Missing {
     let staged = bench.base()?.request("example")?;
     bench.put_request(&staged)?;
     crate::tpm::plant(&bench.machine.tpm)?;
     tape.start(bench)?;
     tape.mark("power-on")?;
-    let is_whole = tape.mark_each(bench, &RESET_PHASES)?;
+    let missing = tape.mark_each(bench, &RESET_PHASES)?;
     bench.off_at_reboot(150)?;
     tape.end(bench, &staged.id)?;
-    Ok(is_whole)
+    Ok(missing)
 }
 
 /// From a changed system: staged in it, applied in the next boot, up to the system
 /// with the restored state.
-fn restore(bench: &mut Bench<'_>, tape: &mut Tape) -> Outcome<bool> {
+fn restore(bench: &mut Bench<'_>, tape: &mut Tape) -> Missing {
     let old = bench.base()?.facts.clone();
     bench.power_on()?;
     bench.booted(Boot::Usual)?;
@@ -277,9 +295,9 @@ fn restore(bench: &mut Bench<'_>, tape: &mut Tape) -> Outcome<bool> {
     tape.mark("reboot")?;
     bench.start("systemctl reboot")?;
     bench.wait_reset(60)?;
-    let is_whole = tape.mark_each(bench, &RESTORE_PHASES)?;
+    let missing = tape.mark_each(bench, &RESTORE_PHASES)?;
     bench.booted(Boot::Usual)?;
     bench.pull_plug();
     tape.end(bench, &id)?;
-    Ok(is_whole)
+    Ok(missing)
 }

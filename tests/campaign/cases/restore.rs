@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::Path;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use restage::apply::journal::reports;
@@ -24,7 +23,7 @@ use restage::request::{Staged, find, stage_restore};
 
 use super::recorded::{self, Known};
 use crate::controls::Wrong;
-use crate::controls::store::Unsynced;
+use crate::controls::store::Careless;
 use crate::explore::{Case, Cut, had_fault, has_returned, was_broken};
 use crate::model::disk::Sectors;
 use crate::model::files::{self, Files, Flavor, Found};
@@ -195,12 +194,12 @@ impl Lab {
 
     /// Where the flag goes.
     fn flags(&self, world: &Shared) -> Result<EspDirectory, String> {
-        if self.wrong != Some(Wrong::NoDirectorySync) {
-            return esp(world);
-        }
-        let inner = files::root(world, Device::Esp);
-        let root = Unsynced { inner, is_made: Rc::default() };
-        EspDirectory::below(Box::new(root), "restage").map_err(|error| chain(&error))
+        let root = files::root(world, Device::Esp);
+        let root = match self.wrong {
+            Some(wrong) => Careless::with(wrong, root),
+            None => root,
+        };
+        EspDirectory::on_esp_to_stage(root, "restage").map_err(|error| chain(&error))
     }
 
     /// What `restage restore` does.
@@ -461,7 +460,7 @@ fn store(world: &Shared) -> Result<EspDirectory, String> {
 
 fn esp(world: &Shared) -> Result<EspDirectory, String> {
     let root = files::root(world, Device::Esp);
-    EspDirectory::below(root, "restage").map_err(|error| chain(&error))
+    EspDirectory::on_esp(root, "restage").map_err(|error| chain(&error))
 }
 
 fn tidy_flags(machine: &Machine, world: &Shared) -> Result<(), String> {

@@ -24,10 +24,12 @@ pub enum Wrong {
     NoDirectorySync,
     /// A step is recorded, and then performed.
     RecordFirst,
+    /// The directories of the ESP are not read before they are looked at.
+    NotReadFirst,
 }
 
 /// Each mistake, the case in which it has to be seen, and what must be said of it.
-const CONTROLS: [(Wrong, &str, &str); 6] = [
+const CONTROLS: [(Wrong, &str, &str); 7] = [
     (Wrong::Rename, "stage", "the outcome is Some(Refused)"),
     (Wrong::RenameOver, "reset", "cannot read"),
     (Wrong::GptCrate, "reset", "no valid partition table"),
@@ -35,6 +37,7 @@ const CONTROLS: [(Wrong, &str, &str); 6] = [
     (Wrong::GptCrate, "reset", "the partition table is another one"),
     (Wrong::NoDirectorySync, "restore-stage", "no flag says so"),
     (Wrong::RecordFirst, "reset", "is recorded and not done"),
+    (Wrong::NotReadFirst, "reset", "looked at that was not read first"),
 ];
 
 /// Enough to see each of them.

@@ -11,6 +11,8 @@ use restage::platform::directory::{self, Dir, Directory, Node, OpenFile};
 use restage::platform::esp::EspDirectory;
 use restage::platform::{Esp, Store};
 
+use super::Wrong;
+
 /// The marker that is renamed over holds the names of all marks so far.
 const MARKER: &str = "PRG";
 
@@ -114,16 +116,25 @@ impl Esp for WrongStore {
     }
 }
 
-/// A directory that is not synced after something was made in it.
-pub struct Unsynced {
-    pub inner: Dir,
+/// A directory that is not synced after something was made in it, or not read first.
+pub struct Careless {
+    inner: Dir,
+    wrong: Wrong,
     /// Something was made since the last sync.
-    pub is_made: Rc<Cell<bool>>,
+    is_made: Rc<Cell<bool>>,
 }
 
-impl Directory for Unsynced {
+impl Careless {
+    /// This one, with this mistake.
+    pub fn with(wrong: Wrong, inner: Dir) -> Dir {
+        Box::new(Self { inner, wrong, is_made: Rc::default() })
+    }
+}
+
+impl Directory for Careless {
     fn again(&self) -> io::Result<Dir> {
-        Ok(Box::new(Self { inner: self.inner.again()?, is_made: self.is_made.clone() }))
+        let (inner, is_made) = (self.inner.again()?, self.is_made.clone());
+        Ok(Box::new(Self { inner, wrong: self.wrong, is_made }))
     }
     fn node(&self) -> io::Result<Node> {
         self.inner.node()
@@ -136,7 +147,7 @@ impl Directory for Unsynced {
     }
     fn directory(&self, name: &OsStr) -> io::Result<Option<Dir>> {
         let opened = self.inner.directory(name)?;
-        Ok(opened.map(|inner| Box::new(Self { inner, is_made: Rc::default() }) as Dir))
+        Ok(opened.map(|inner| Self::with(self.wrong, inner)))
     }
     fn file(&self, name: &OsStr) -> io::Result<Option<Box<dyn OpenFile>>> {
         self.inner.file(name)
@@ -183,7 +194,8 @@ impl Directory for Unsynced {
         self.inner.remove_directory(name)
     }
     fn sync(&self) -> io::Result<()> {
-        if self.is_made.take() { Ok(()) } else { self.inner.sync() }
+        let is_made = self.is_made.take();
+        if is_made && self.wrong == Wrong::NoDirectorySync { Ok(()) } else { self.inner.sync() }
     }
     fn sync_file_system(&self) -> io::Result<()> {
         self.inner.sync_file_system()
@@ -195,7 +207,7 @@ impl Directory for Unsynced {
         self.inner.is_linked(name)
     }
     fn read_ahead(&self, path: &str) -> io::Result<()> {
-        self.inner.read_ahead(path)
+        if self.wrong == Wrong::NotReadFirst { Ok(()) } else { self.inner.read_ahead(path) }
     }
     fn grows_in_pieces(&self) -> io::Result<bool> {
         self.inner.grows_in_pieces()

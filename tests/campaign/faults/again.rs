@@ -77,6 +77,7 @@ impl One<'_> {
     /// Starts it again in a machine that goes on, and cuts the power.
     fn again(&mut self, from: &World, number: usize, cut: Cut) -> Result<(), String> {
         let world = from.share();
+        world.borrow_mut().esp.forget_what_was_read();
         let trace = world.borrow_mut().trace();
         steps::begin();
         let told = self.case.tell(&world);

@@ -11,6 +11,7 @@ use restage::error::Next;
 use restage::format::gpt::Copy;
 use restage::plan::facts::HostFacts;
 use restage::plan::reset::Ask;
+use restage::platform::directory;
 use restage::platform::disk::OpenDisk;
 use restage::platform::esp::EspDirectory;
 use restage::platform::locate::Mounted;
@@ -106,11 +107,13 @@ impl Lab {
     }
 
     fn open_esp(&self, root: &Path) -> Result<EspDirectory, String> {
-        EspDirectory::on_esp(root, &self.profile.esp.directory).map_err(said)
+        let open = |root| EspDirectory::on_esp(root, &self.profile.esp.directory);
+        directory::open(root).and_then(open).map_err(said)
     }
 
     fn open_esp_to_stage(&self, root: &Path) -> Result<EspDirectory, String> {
-        let esp = EspDirectory::on_esp_to_stage(root, &self.profile.esp.directory).map_err(said)?;
+        let open = |root| EspDirectory::on_esp_to_stage(root, &self.profile.esp.directory);
+        let esp = directory::open(root).and_then(open).map_err(said)?;
         Rig::make_writable_in_os()?;
         Ok(esp)
     }
@@ -158,8 +161,8 @@ impl Lab {
     }
 
     fn boot_on(&self, rig: &mut Rig, mounted: &Mounted, before: u64) -> Result<Booted, String> {
-        let looked = EspDirectory::on_esp(&mounted.path, &self.profile.esp.directory)
-            .map_err(said)
+        let looked = self
+            .open_esp(&mounted.path)
             .and_then(|esp| find::look(&esp).map_err(|error| error.chain()));
         let found = match looked {
             Ok(found) => found,

@@ -13,6 +13,7 @@ use restage::error::{Error, Next};
 use restage::format::archive;
 use restage::plan::facts::HostFacts;
 use restage::platform::Store;
+use restage::platform::directory;
 use restage::platform::esp::EspDirectory;
 use restage::platform::locate::{Mounted, mount_state};
 use restage::platform::state_fs::StateDirectory;
@@ -252,12 +253,13 @@ impl Lab {
     }
 
     fn flags(&self, esp: &Path) -> Result<EspDirectory, String> {
-        EspDirectory::on_esp(esp, &self.profile.esp.directory).map_err(said)
+        let open = |root| EspDirectory::on_esp(root, &self.profile.esp.directory);
+        directory::open(esp).and_then(open).map_err(said)
     }
 
     fn flags_to_stage(&self, esp: &Path) -> Result<EspDirectory, String> {
-        let flags = EspDirectory::on_esp_to_stage(esp, &self.profile.esp.directory);
-        let flags = flags.map_err(said)?;
+        let open = |root| EspDirectory::on_esp_to_stage(root, &self.profile.esp.directory);
+        let flags = directory::open(esp).and_then(open).map_err(said)?;
         Rig::make_writable_in_os()?;
         Ok(flags)
     }

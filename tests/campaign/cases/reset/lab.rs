@@ -12,7 +12,7 @@ use restage::error::{Error, Next, Refused, chain};
 use restage::format::gpt::Entry;
 use restage::plan::facts::HostFacts;
 use restage::plan::reset::Ask;
-use restage::platform::directory::{self, Directory};
+use restage::platform::directory::{self, Dir, Directory};
 use restage::platform::esp::EspDirectory;
 use restage::platform::named_disk::NamedDisk;
 use restage::platform::tpm::Tpm;
@@ -25,7 +25,7 @@ use restage::request::{Staged, stage};
 use super::disk::{PARTITIONS, Places, SECRET, SEED, Tables, VOLUMES, WIPED, disk};
 use crate::controls::Wrong;
 use crate::controls::order::{Hasty, RecordsFirst};
-use crate::controls::store::WrongStore;
+use crate::controls::store::{Careless, WrongStore};
 use crate::controls::table::CrateWrites;
 use crate::model::call::{Object, Op};
 use crate::model::disk::{ModelDisk, Sectors};
@@ -44,6 +44,9 @@ const REMOVED: [&str; 2] = ["sb-disabled", "loader/credentials/nvpcr0.cred"];
 const ENTRIES_BYTES: u64 = 16_384;
 /// Boots until a reset must be over.
 const MAX_BOOTS: usize = 6;
+
+/// How restage's directory on the ESP is opened.
+type Open = fn(Dir, &str) -> std::io::Result<EspDirectory>;
 
 /// The machines that all cases begin with, and what they are compared with.
 pub struct Lab {
@@ -204,7 +207,7 @@ impl Lab {
 
     /// What `restage factory-reset` does.
     pub fn stage(&self, world: &Shared) -> Result<Result<(), Refused>, Error> {
-        let mut machine = self.machine(world).map_err(Error::new)?;
+        let mut machine = self.opened(world, EspDirectory::on_esp_to_stage).map_err(Error::new)?;
         let json = serde_json::value::RawValue::from_string("{\"a\":1}".to_owned()).unwrap();
         let ask = Ask {
             seeds: self.shape.has_seed.then(|| ("incus".to_owned(), json)).into_iter().collect(),
@@ -226,11 +229,16 @@ impl Lab {
         stage::cancel(machine.esp.as_mut(), NOW).map(|_| Ok(()))
     }
 
+    /// As a boot opens it.
     pub fn machine(&self, world: &Shared) -> Result<Machine, String> {
+        self.opened(world, EspDirectory::on_esp)
+    }
+
+    fn opened(&self, world: &Shared, open: Open) -> Result<Machine, String> {
         let disk = || NamedDisk::new(ModelDisk::new(world));
         let tpm = || ModelTpm(world.clone());
         let hasty = Hasty::new(world, STEM);
-        let esp = self.esp(world, &hasty)?;
+        let esp = self.esp(world, &hasty, open)?;
         let (disk, tpm): (Box<dyn Disk>, Box<dyn Tpm>) = match self.wrong {
             Some(Wrong::RecordFirst) => (
                 Box::new(RecordsFirst { inner: disk(), hasty: hasty.clone() }),
@@ -254,12 +262,15 @@ impl Lab {
     }
 
     /// The ESP, as this machine works with it.
-    fn esp(&self, world: &Shared, hasty: &Hasty) -> Result<Box<dyn Esp>, String> {
+    fn esp(&self, world: &Shared, hasty: &Hasty, open: Open) -> Result<Box<dyn Esp>, String> {
         let root = || files::root(world, Device::Esp);
         let said = |error: std::io::Error| chain(&error);
-        let below = |root| EspDirectory::below(root, "restage").map_err(said);
+        let below = |root| open(root, "restage").map_err(said);
         Ok(match self.wrong {
-            None | Some(Wrong::GptCrate | Wrong::NoDirectorySync) => Box::new(below(root())?),
+            None | Some(Wrong::GptCrate) => Box::new(below(root())?),
+            Some(wrong @ (Wrong::NoDirectorySync | Wrong::NotReadFirst)) => {
+                Box::new(below(Careless::with(wrong, root()))?)
+            }
             Some(Wrong::Rename | Wrong::RenameOver) => {
                 let is_one_marker = self.wrong == Some(Wrong::RenameOver);
                 Box::new(WrongStore { inner: below(root())?, root: root(), is_one_marker })
@@ -361,7 +372,7 @@ impl Lab {
             }
         }
         let world = image.share();
-        let esp = self.esp(&world, &Hasty::new(&world, STEM))?;
+        let esp = self.esp(&world, &Hasty::new(&world, STEM), EspDirectory::on_esp)?;
         let names = esp.names().map_err(|error| chain(&error))?;
         let has = |extension: &str| names.contains(&format!("{STEM}.{extension}"));
         let is_touched = !changed.is_empty() || self.is_tpm_touched(image);
@@ -409,7 +420,7 @@ impl Lab {
     pub fn check_end(&self, end: &World, allowed: &[Outcome]) -> Result<&'static str, String> {
         self.check_image(end)?;
         let world = end.share();
-        let esp = self.esp(&world, &Hasty::new(&world, STEM))?;
+        let esp = self.esp(&world, &Hasty::new(&world, STEM), EspDirectory::on_esp)?;
         let names = esp.names().map_err(|error| chain(&error))?;
         let reports = reports(esp.as_ref()).map_err(|error| error.chain())?;
         let done = reports.iter().filter(|report| report.outcome != Outcome::Refused).count();

@@ -66,14 +66,10 @@ impl ModelDirectory {
         })
     }
 
+    /// What has this name. If it is a directory, Linux looks at that one too.
     fn slot(&self, files: &mut Files, name: &OsStr) -> Option<Slot> {
         files.look_at(self.number);
-        names(&files.seen, self.number).get(name).copied()
-    }
-
-    /// The same; a directory that has this name is looked at as well.
-    fn directory_slot(&self, files: &mut Files, name: &OsStr) -> Option<Slot> {
-        let slot = self.slot(files, name)?;
+        let slot = names(&files.seen, self.number).get(name).copied()?;
         if matches!(files.seen[&slot.number], Item::Directory(_)) {
             files.look_at(slot.number);
         }
@@ -140,7 +136,7 @@ impl ModelDirectory {
     fn remove(&self, name: &OsStr, is_directory: bool) -> io::Result<bool> {
         let verb = if is_directory { "remove the directory" } else { "remove" };
         self.call(Call::Change, verb, Some(name), |files| {
-            let Some(slot) = self.directory_slot(files, name) else { return Ok(false) };
+            let Some(slot) = self.slot(files, name) else { return Ok(false) };
             match (&files.seen[&slot.number], is_directory) {
                 (Item::Directory(inner), true) if inner.is_empty() => {}
                 (Item::File(_), false) => {}
@@ -178,13 +174,13 @@ impl Directory for ModelDirectory {
     }
     fn look(&self, name: &OsStr) -> io::Result<Option<Node>> {
         self.call(Call::Read, "look at", Some(name), |files| {
-            let slot = self.directory_slot(files, name);
+            let slot = self.slot(files, name);
             Ok(slot.map(|slot| Self::node_of(files, slot.number, slot.bytes)))
         })
     }
     fn directory(&self, name: &OsStr) -> io::Result<Option<Dir>> {
         let (world, device) = (self.world.clone(), self.device);
-        self.call(Call::Read, "open", Some(name), |files| match self.directory_slot(files, name) {
+        self.call(Call::Read, "open", Some(name), |files| match self.slot(files, name) {
             None => Ok(None),
             Some(Slot { number, .. }) => match files.seen[&number] {
                 Item::Directory(_) => {

@@ -250,6 +250,11 @@ impl Files {
         numbers.filter(|number| matches!(self.seen[number], Item::Directory(_))).collect()
     }
 
+    /// As after a mount: a machine that is reset while its power stays has none of them in its memory.
+    pub fn forget_what_was_read(&mut self) {
+        self.read.clear();
+    }
+
     /// A directory is looked at, or what is in it. Linux frees the clusters of one on FAT that it cannot
     /// read; so it has to be read before.
     fn look_at(&mut self, directory: u64) {
