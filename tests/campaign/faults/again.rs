@@ -4,7 +4,6 @@
 use std::collections::HashSet;
 
 use super::{Seen, Wanted};
-use crate::cases;
 use crate::explore::{Case, Cut};
 use crate::model::{Call, Fault, World};
 use crate::steps;
@@ -17,13 +16,11 @@ const ONE_IN: usize = 8;
 
 /// Runs them all.
 pub fn run(wanted: Wanted<'_>) -> Seen {
-    let mut seen = Seen::default();
-    for case in cases::all() {
-        let mut one = One { case: case.as_ref(), wanted, followed: HashSet::new() };
-        one.killed(&mut seen);
-        one.failed(&mut seen);
-    }
-    seen
+    super::each_case(None, |case, seen| {
+        let mut one = One { case, wanted, followed: HashSet::new() };
+        one.killed(seen);
+        one.failed(seen);
+    })
 }
 
 struct One<'a> {

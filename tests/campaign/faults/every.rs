@@ -6,7 +6,6 @@ use restage::error::Next;
 
 use super::names::{self, Texts};
 use super::{Seen, Wanted};
-use crate::cases;
 use crate::explore::{Case, Cut};
 use crate::model::call::{Listing, Met};
 use crate::model::{Device, Fault};
@@ -123,16 +122,13 @@ fn is_expected(case: &str, phase: Phase, fault: Fault, met: &Met, told: &Told) -
 
 /// Runs them all.
 pub fn run(wanted: Wanted<'_>) -> Seen {
-    let mut seen = Seen::default();
-    for name in OPERATIONS {
-        let case = cases::all().into_iter().find(|case| case.name() == name).unwrap();
-        let case = case.as_ref();
+    super::each_case(Some(&OPERATIONS), |case, seen| {
         let (calls, clean) = calls_of(case);
         let phases = phases(case, &calls);
         let mut texts = Texts::default();
         for (number, phase) in phases.iter().enumerate() {
             for (fault, short, error) in FAULTS {
-                let row = format!("{name}: {short} at call {number}, {}", calls[number]);
+                let row = format!("{}: {short} at call {number}, {}", case.name(), calls[number]);
                 if !wanted.has(&row) {
                     continue;
                 }
@@ -142,8 +138,7 @@ pub fn run(wanted: Wanted<'_>) -> Seen {
                 }
             }
         }
-    }
-    seen
+    })
 }
 
 struct One<'a> {

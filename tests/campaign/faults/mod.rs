@@ -7,8 +7,14 @@ mod names;
 mod rows;
 mod table;
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
+
+use crate::cases;
+use crate::explore::Case;
 
 /// What one part has seen.
 #[derive(Default)]
@@ -42,6 +48,34 @@ impl Wanted<'_> {
     pub fn is_narrow(self) -> bool {
         self.0.is_some()
     }
+}
+
+/// Works on each of the cases that have one of these names, or on all, as many at once as there are
+/// processors. What was seen is in their order.
+fn each_case(names: Option<&[&str]>, work: impl Fn(&dyn Case, &mut Seen) + Sync) -> Seen {
+    let is_wanted = |name: &str| names.is_none_or(|names| names.contains(&name));
+    let cases: Vec<_> = cases::all().into_iter().filter(|case| is_wanted(case.name())).collect();
+    let (next, all) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(case) = cases.get(number) else { return };
+                    let mut seen = Seen::default();
+                    work(case.as_ref(), &mut seen);
+                    all.lock().unwrap().insert(number, seen);
+                }
+            });
+        }
+    });
+    let mut seen = Seen::default();
+    for one in all.into_inner().unwrap().into_values() {
+        seen.met += one.met;
+        seen.violations.extend(one.violations);
+    }
+    seen
 }
 
 type Part = fn(Wanted<'_>) -> Seen;
