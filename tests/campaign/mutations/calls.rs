@@ -47,31 +47,23 @@ fn in_file(file: &'static str, text: &str) -> Vec<Mutation> {
     found
 }
 
-/// The line with a call of the same type in its place that does nothing.
-fn without_call(line: &str) -> Option<String> {
-    if let Some((before, call)) = line.split_once(".read_ahead(") {
-        let (_, after) = call.split_once(')')?;
-        return Some(format!("{before}.node().map(drop){after}"));
-    }
-    let (call, nothing) = call_in(line)?;
-    Some(line.replacen(call, nothing, 1))
-}
+/// The calls; each has a result without a value.
+const CALLS: [&str; 4] = [".read_ahead(", ".sync_file_system()", ".sync()", ".flush()"];
+const NOTHING: &str = "std::io::Result::<()>::Ok(())";
 
-/// A call that makes durable, and one of the same type that does nothing.
-fn call_in(line: &str) -> Option<(&'static str, &'static str)> {
-    let of_files = ["file.sync()", "any_file(", "self.cannot(\"sync\")"];
-    let is_file = line.contains(".sync()") && of_files.iter().any(|text| line.contains(text));
-    Some(if ["disk.flush()", "self.0.flush()"].iter().any(|call| line.contains(call)) {
-        (".flush()", ".partition_in_use(1).map(drop)")
-    } else if line.contains(".sync_file_system()") {
-        (".sync_file_system()", ".node().map(drop)")
-    } else if line.contains("state.sync()") {
-        (".sync()", ".free_bytes().map(drop)")
-    } else if is_file {
-        (".sync()", ".length().map(drop)")
-    } else if line.contains(".sync()") {
-        (".sync()", ".node().map(drop)")
-    } else {
-        return None;
+/// The line, and in the place of such a call nothing that does anything.
+fn without_call(line: &str) -> Option<String> {
+    let (at, call) = CALLS.iter().find_map(|call| Some((line.find(call)?, *call)))?;
+    let (before, rest) = (&line[..at], &line[at + call.len()..]);
+    let after = if call.ends_with('(') { rest.split_once(')')?.1 } else { rest };
+    let is_part = |letter: char| letter.is_alphanumeric() || "_.".contains(letter);
+    let kept = before.trim_end_matches(is_part);
+    // Of files that are written there is a flush as well.
+    let is_meant = call != ".flush()" || ["disk", "self.0"].iter().any(|on| before.ends_with(on));
+    is_meant.then(|| match (kept == before, before.contains("any_file(")) {
+        (false, _) => format!("{kept}{NOTHING}{after}"),
+        // What it is called on is more than a name.
+        (true, true) => format!("{before}.length().map(drop){after}"),
+        (true, false) => format!("{before}.node().map(drop){after}"),
     })
 }
