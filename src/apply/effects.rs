@@ -26,6 +26,7 @@ const SHOW_EVERY: Duration = Duration::from_secs(2);
 /// Writes a bad copy of the table anew from the good one. Does nothing when both are valid.
 pub fn heal(disk: &mut dyn Disk, bad: Copy) -> Result<()> {
     let tables = table::read(disk)?;
+    tables.tell_bad(disk);
     match (tables.get(bad), tables.get(bad.other())) {
         (Some(_), _) => Ok(()),
         (None, Some(good)) => {

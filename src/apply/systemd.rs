@@ -93,7 +93,11 @@ fn is_waiting(machine: &mut Machine, staged: &[String]) -> Result<bool> {
                 log::warn!("{}; it is made anew", error.chain());
                 clear_away(machine.esp.as_mut(), stem)?;
             }
-            _ => is_waiting = true,
+            Err(error) => {
+                log::warn!("{}; it counts as staged", error.chain());
+                is_waiting = true;
+            }
+            Ok(_) => is_waiting = true,
         }
     }
     Ok(is_waiting)

@@ -280,8 +280,15 @@ pub fn explore(case: &dyn Case, reach: Reach, threads: usize) -> Figures {
     search.figures.into_inner().unwrap()
 }
 
-/// Goes one way again, and says what comes of it.
-pub fn replay(case: &dyn Case, path: &[Cut]) -> Result<&'static str, String> {
+/// Goes one way again, as a violation names it: `CASE:c12.3/c4.0`. Says what comes of it.
+pub fn replay(case: &dyn Case, path: &str, is_told: bool) -> Result<&'static str, String> {
+    let tell = |what: String| {
+        if is_told {
+            println!("{what}");
+        }
+    };
+    let (_, cuts) = path.split_once(':').ok_or("not CASE:CUT/CUT")?;
+    let path = cuts.split('/').map(str::parse).collect::<Result<Vec<Cut>, _>>()?;
     let mut image = case.start();
     for (depth, cut) in path.iter().enumerate() {
         let run = |world: &Shared| {
@@ -289,7 +296,7 @@ pub fn replay(case: &dyn Case, path: &[Cut]) -> Result<&'static str, String> {
             if depth == 0 {
                 case.run(world);
             } else if let Err(why) = case.recover(world) {
-                println!("the interrupted recovery: {why}");
+                tell(format!("the interrupted recovery: {why}"));
             }
         };
         image = match *cut {
@@ -301,7 +308,7 @@ pub fn replay(case: &dyn Case, path: &[Cut]) -> Result<&'static str, String> {
                 let boundary = boundary.ok_or_else(|| format!("there is no change {change}"))?;
                 let images = boundary.world.images();
                 let (of, step) = (images.len(), steps::name(boundary.step));
-                println!("{cut}: image {number} of {of}, in {step}");
+                tell(format!("{cut}: image {number} of {of}, in {step}"));
                 images.get(number).cloned().ok_or_else(|| format!("there is no image {number}"))?
             }
             Cut::Again => return Err("this is one of --faults-only --row".to_owned()),
@@ -319,14 +326,14 @@ pub fn replay(case: &dyn Case, path: &[Cut]) -> Result<&'static str, String> {
                 if in_order { world.settled() } else { world.images().remove(0) }
             }
         };
-        println!("the ESP: {:#?}", short(&image.esp));
-        println!("the state: {:#?}", short(&image.state));
+        tell(format!("the ESP: {:#?}", short(&image.esp)));
+        tell(format!("the state: {:#?}", short(&image.state)));
     }
     case.check_image(&image)?;
     steps::begin();
     let end = case.recover(&image.share())?;
-    println!("the end, on the ESP: {:#?}", short(&end.esp));
-    case.check_end(&end, path)
+    tell(format!("the end, on the ESP: {:#?}", short(&end.esp)));
+    case.check_end(&end, &path)
 }
 
 fn short(files: &crate::model::files::Files) -> BTreeMap<String, String> {

@@ -17,8 +17,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use restage_campaign::explore::{self, Case, Cut, Figures, Reach};
-use restage_campaign::figures::{Operation, Tried};
+use restage_campaign::explore::{self, Case, Figures, Reach};
+use restage_campaign::figures::{Least, Operation, Tried};
 use restage_campaign::{cases, controls, faults, model, steps};
 
 /// Interrupts every operation of restage in a model of the machine.
@@ -38,15 +38,8 @@ struct Arguments {
     /// So many random subsets of unflushed sectors at each change. A replay needs the same number.
     #[arg(long, default_value_t = 8)]
     scatter: u64,
-    /// At least so many distinct interrupted runs, or it has failed.
-    #[arg(long, default_value_t = 0)]
-    at_least: usize,
-    /// At least so many of them in each step of each case, or it has failed.
-    #[arg(long, default_value_t = 0)]
-    each: usize,
-    /// At least so many in each case, or it has failed.
-    #[arg(long, default_value_t = 0)]
-    each_case: usize,
+    #[command(flatten)]
+    least: Least,
     /// After so many violations end the case, and begin no other one; with `--faults-only`, no other part.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
     violations: u64,
@@ -119,23 +112,12 @@ fn main() -> ExitCode {
         }
         violations += figures.violations.len();
         failed |= violations > 0;
-        let operation = operation(case.name(), &figures);
-        let of_all = (operation.name.clone(), operation.total(), arguments.each_case);
-        let of_each =
-            operation.steps.iter().map(|(step, runs)| (step.clone(), *runs, arguments.each));
-        for (name, runs, least) in of_each.chain([of_all]).filter(|(_, runs, least)| runs < least) {
-            println!("{name} has {runs}, fewer than the {least} that there must be");
-            failed = true;
-        }
-        operations.push(operation);
+        operations.push(operation(case.name(), &figures));
     }
     let unit = "distinct interrupted runs".to_owned();
     let layer = Tried { layer: "In a model of the machine".to_owned(), unit, operations };
     println!("{} {}", layer.total(), layer.unit);
-    if violations < most && layer.total() < arguments.at_least {
-        println!("fewer than the {} that there must be", arguments.at_least);
-        failed = true;
-    }
+    failed |= violations < most && layer.falls_short(layer.total(), arguments.least);
     // What has failed is no figure.
     if let Some(path) = arguments.figures.as_ref().filter(|_| !failed) {
         layer.store(path);
@@ -171,9 +153,8 @@ fn operation(name: &str, figures: &Figures) -> Operation {
 }
 
 fn replay(cases: &[Box<dyn Case>], path: &str) -> Result<&'static str, String> {
-    let (name, cuts) = path.split_once(':').ok_or("not CASE:CUT/CUT")?;
+    let name = path.split(':').next().unwrap_or_default();
     let case = cases.iter().find(|case| case.name() == name);
     let case = case.ok_or_else(|| format!("there is no case `{name}`"))?;
-    let cuts = cuts.split('/').map(str::parse).collect::<Result<Vec<Cut>, _>>()?;
-    explore::replay(case.as_ref(), &cuts)
+    explore::replay(case.as_ref(), path, true)
 }

@@ -255,16 +255,13 @@ fn report(arguments: &Arguments, verdicts: &[Verdict], distinct: usize, time: Du
         println!("see it again: restage-filesystems --say --replay {}", violation.state.display());
     }
     println!("{distinct} distinct states in {} s", time.as_secs());
-    let is_enough = distinct >= arguments.at_least;
-    if !is_enough {
-        println!("fewer than the {} that there must be", arguments.at_least);
-    }
-    let is_whole = violations.is_empty() && is_enough;
+    let operations = figures.iter().map(|(name, all)| operation(name, all)).collect();
+    let unit = format!("states of the disk, {distinct} of them distinct");
+    let tried = Tried { layer: "On real file systems".to_owned(), unit, operations };
+    let is_whole = !tried.falls_short(distinct, arguments.least) && violations.is_empty();
     // What has failed is no figure.
     if let Some(path) = arguments.figures.as_ref().filter(|_| is_whole) {
-        let operations = figures.iter().map(|(name, all)| operation(name, all)).collect();
-        let layer = "On real file systems".to_owned();
-        Tried { layer, unit: "states of the disk".to_owned(), operations }.store(path);
+        tried.store(path);
     }
     is_whole
 }

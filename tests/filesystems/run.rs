@@ -31,6 +31,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
+use restage_campaign::figures::Least;
 
 /// How a state is followed again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -67,9 +68,9 @@ pub struct Arguments {
     /// Leave the figures in this file, for `restage-figures`.
     #[arg(long)]
     pub figures: Option<PathBuf>,
-    /// At least so many distinct states, or it has failed.
-    #[arg(long, default_value_t = 0)]
-    pub at_least: usize,
+    /// How much there must be.
+    #[command(flatten)]
+    pub least: Least,
     /// Stop after so many violations.
     #[arg(long, default_value_t = 10)]
     pub violations: usize,

@@ -41,7 +41,7 @@ use std::time::Instant;
 use clap::Parser;
 use lab::{Lab, Work};
 use machine::Kind;
-use restage_campaign::figures::Tried;
+use restage_campaign::figures::{Least, Tried};
 use sweep::Sweep;
 
 /// Kills the release binary, and lets it fail, at each of its system calls in turn.
@@ -61,9 +61,8 @@ struct Arguments {
     /// Leave the figures in this file, for `restage-figures`.
     #[arg(long)]
     figures: Option<PathBuf>,
-    /// At least so many runs, or it has failed.
-    #[arg(long, default_value_t = 0)]
-    at_least: usize,
+    #[command(flatten)]
+    least: Least,
     /// Stop after so many violations.
     #[arg(long, default_value_t = 10)]
     violations: usize,
@@ -148,14 +147,12 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let unit = "interrupted runs of the release binary".to_owned();
-    println!("{total} {unit}");
-    if total < arguments.at_least {
-        println!("fewer than the {} that there must be", arguments.at_least);
-        failed = true;
-    }
+    let tried = Tried { layer: "At each system call".to_owned(), unit, operations };
+    println!("{total} {}", tried.unit);
+    failed |= tried.falls_short(total, arguments.least);
     // What has failed is no figure.
     if let Some(path) = arguments.figures.as_ref().filter(|_| !failed) {
-        Tried { layer: "At each system call".to_owned(), unit, operations }.store(path);
+        tried.store(path);
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

@@ -160,8 +160,8 @@ impl<'a> Sweep<'a> {
             let step = if trial.call.step.is_empty() { OUTSIDE } else { &trial.call.step };
             *steps.entry(step.to_owned()).or_default() += 1;
             let outcome = match trial.hit {
-                Hit::Before | Hit::After => "killed, and ended as if it had not been",
-                Hit::Fails(_) => "failed, and said so",
+                Hit::Before | Hit::After => "as if it had not been killed",
+                Hit::Fails(_) => "told why, or as if it had not failed",
             };
             *outcomes.entry(outcome.to_owned()).or_default() += 1;
         }

@@ -38,7 +38,7 @@ use bench::{Bench, Masters};
 use case::Case;
 use clap::{Parser, Subcommand};
 use follow::{Told, follow};
-use restage_campaign::figures::{Operation, Tried};
+use restage_campaign::figures::{Least, Operation, Tried};
 
 /// Interrupts a factory reset at each command of a software TPM.
 #[derive(Parser)]
@@ -57,9 +57,8 @@ struct Arguments {
     /// Leave the figures in this file, for `restage-figures`.
     #[arg(long)]
     figures: Option<PathBuf>,
-    /// At least so many cases, or it has failed.
-    #[arg(long, default_value_t = 0)]
-    at_least: usize,
+    #[command(flatten)]
+    least: Least,
     /// Stop after so many violations.
     #[arg(long, default_value_t = 20)]
     violations: usize,
@@ -142,13 +141,12 @@ fn main() -> ExitCode {
         operations.push(Operation { name: name.to_owned(), steps, outcomes: figures.ends });
     }
     println!("{total} cases");
-    if let Some(path) = &arguments.figures {
-        let layer = "At each command of a software TPM".to_owned();
-        Tried { layer, unit: "resets".to_owned(), operations }.store(path);
-    }
-    if total < arguments.at_least {
-        println!("fewer than the {} that there must be", arguments.at_least);
-        failed = true;
+    let layer = "At each command of a software TPM".to_owned();
+    let tried = Tried { layer, unit: "resets".to_owned(), operations };
+    failed |= tried.falls_short(total, arguments.least);
+    // What has failed is no figure.
+    if let Some(path) = arguments.figures.as_ref().filter(|_| !failed) {
+        tried.store(path);
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

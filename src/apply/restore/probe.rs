@@ -147,7 +147,8 @@ fn open_passphrases(machine: &Machine, candidates: &BTreeSet<&str>) -> Vec<Zeroi
         machine.volumes.iter().all(|volume| {
             opens(volume.as_ref(), passphrase).unwrap_or_else(|error: std::io::Error| {
                 let why = chain(&error);
-                log::warn!("volume {}: cannot try a passphrase: {why}", volume.name());
+                let name = volume.name();
+                log::warn!("cannot read the header of `{name}` and try a passphrase: {why}");
                 false
             })
         })

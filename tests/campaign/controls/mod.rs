@@ -56,7 +56,10 @@ pub fn run(threads: usize) -> ExitCode {
         let reach = if wrong == Wrong::GptCrate { ALL } else { REACH };
         let figures = explore::explore(case.as_ref(), reach, threads);
         let seen = figures.violations.iter().find(|violation| violation.what.contains(said));
-        if let Some(violation) = seen {
+        let again = seen.map(|violation| explore::replay(case.as_ref(), &violation.path, false));
+        if let (Some(violation), Some(Err(what))) = (seen, &again)
+            && *what == violation.what
+        {
             println!(
                 "seen: {wrong:?} in `{name}`: {} violations in {} interrupted runs, {}: {}",
                 figures.violations.len(),
@@ -66,6 +69,9 @@ pub fn run(threads: usize) -> ExitCode {
             );
         } else {
             unseen += 1;
+            if let Some(again) = again {
+                println!("the way that a violation names leads to {again:?}");
+            }
             let first = figures.violations.first().map_or("nothing", |first| &first.what);
             let runs = figures.runs();
             println!(

@@ -12,12 +12,16 @@ use crate::model::{Device, Fault};
 use crate::steps;
 use crate::told::{State, Told};
 
-/// The operations, each on the usual machine.
-const OPERATIONS: [&str; 9] = [
+/// The operations. On other machines: what they do that is not done on the usual one.
+const OPERATIONS: [&str; 13] = [
     "stage",
     "cancel",
     "reset",
     "reset-variable",
+    "reset-argument",
+    "reset-asked-twice",
+    "reset-bad-primary",
+    "reset-bad-backup",
     "restore-stage",
     "restore-cancel",
     "restore",

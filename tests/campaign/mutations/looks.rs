@@ -30,9 +30,11 @@ const IN_CLUSTERS: [&str; 2] = [IN_FREE_CLUSTERS, "src/platform/directory/room.r
 pub fn of(mutation: &Mutation) -> Vec<Look> {
     // What the model stands in for.
     if [KERNEL, DISK].contains(&mutation.file) {
-        let reach = ["--first", "3", "--second", "1000000", "--errors", "1"];
-        let cases = ["--violations", "1", "reset-512", "restore"];
-        return vec![("restage-filesystems", [&reach[..], &cases].concat())];
+        let once = ["--second", "1000000", "--violations", "1"];
+        let failing = ["--first", "1000000", "--errors", "1", "reset-512"];
+        let cut = ["--first", "12", "reset-512", "restore"];
+        let reaches = [[&once[..], &cut].concat(), [&once[..], &failing].concat()];
+        return reaches.map(|reach| ("restage-filesystems", reach)).into();
     }
     if IN_CLUSTERS.iter().any(|begin| mutation.name.starts_with(begin)) {
         let reach = ["stage-512", "cancel-512", "--violations", "1", "--second", "1000000"];
