@@ -52,5 +52,17 @@ impl Mutation {
 /// All of them; a place that is not there any more is an error of this list.
 pub fn all(root: &Path) -> Vec<Mutation> {
     let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap();
+    calls::assert_known(&sources(root, "src"), &read);
     orders::all(&read).chain(calls::all(&read)).collect()
+}
+
+/// The files of the program below a directory.
+fn sources(root: &Path, below: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(root.join(below)).unwrap().map(Result::unwrap);
+    let found = entries.flat_map(|entry| {
+        let path = format!("{below}/{}", entry.file_name().to_str().unwrap());
+        let is_directory = entry.file_type().unwrap().is_dir();
+        if is_directory { sources(root, &path) } else { vec![path] }
+    });
+    found.collect()
 }
