@@ -1,9 +1,10 @@
 //! Whether the campaign can see: the program is changed so that it is wrong, and the campaign has to
 //! fail.
 //!
-//! Every sync and every flush of the program is removed, one at a time; and its order is broken in the
-//! ways in which such programs are known to be wrong. Each change is made in a copy of the sources. One
-//! that is not seen ends this with 1. What nothing could see is listed with the reason, and not tried.
+//! Every sync, every flush and every reading ahead of the program is removed, one at a time; and its order
+//! is broken in the ways in which such programs are known to be wrong. Each change is made in a copy of the
+//! sources. One that is not seen ends this with 1. What nothing could see is listed with the reason, and not
+//! tried.
 
 #![allow(
     clippy::unwrap_used,
